@@ -1,0 +1,238 @@
+"""What a user can choose. `None` means "let rocllm decide", everywhere; 0 is a value.
+
+The names are llama-server's long flags with `_` for `-`, and OpenAI's field names for sampling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from rocllm.errors import OptionsError
+
+# The block-wise types that llama.cpp accepts for the KV cache (`--cache-type-k`, b11434).
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+# llama.cpp refuses more sequences than this (LLAMA_MAX_SEQ, src/llama-cparams.h, b11434).
+MAX_PARALLEL = 256
+
+_Options = TypeVar("_Options", bound="LoadOptions | SamplingOptions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load a model.
+
+    ctx_size: context of one slot, in tokens; `None`: the smaller of 4096 and the model's own.
+    parallel: number of slots, each with a context of its own; `None`: 1.
+    n_gpu_layers: layers on the GPU; -1 is all of them, 0 none; `None`: all when a GPU is used.
+    device: which GPU: `"cpu"`, a PCI address (`"0000:03:00.0"`), a ROCr ordinal (`"0"`), a UUID
+        (`"GPU-9e7f4de7ac7cf81b"`), or several of them; `None`: the best discrete GPU.
+    batch_size, ubatch_size: tokens computed at once, logically and physically.
+    cache_type_k, cache_type_v: element type of the KV cache, one of `CACHE_TYPES`.
+    flash_attn: `"on"`, `"off"` or `"auto"`.
+    threads: CPU threads for generation.
+    llama_server: path of the llama-server to run, or `"embedded"` for the one in the wheel.
+    host, port: listen on TCP at this address instead of a private UNIX socket; with a `host` and
+        no `port` a free port is taken, with a `port` and no `host` it is 127.0.0.1.
+    start_timeout: seconds without any sign of progress after which loading is given up.
+
+    Raises `OptionsError` for a value that cannot be meant.
+
+    >>> LoadOptions(ctx_size=8192, n_gpu_layers=-1).ctx_size
+    8192
+    """
+
+    ctx_size: int | None = None
+    parallel: int | None = None
+    n_gpu_layers: int | None = None
+    device: str | Sequence[str] | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attn: Literal["on", "off", "auto"] | None = None
+    threads: int | None = None
+    llama_server: str | os.PathLike[str] | None = None
+    host: str | None = None
+    port: int | None = None
+    start_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        _whole(self, "ctx_size", minimum=1)
+        _whole(self, "parallel", minimum=1, maximum=MAX_PARALLEL)
+        _whole(self, "n_gpu_layers", minimum=-1)
+        _whole(self, "batch_size", minimum=1)
+        _whole(self, "ubatch_size", minimum=1)
+        _whole(self, "threads", minimum=1)
+        _whole(self, "port", minimum=1, maximum=65535)
+        _one_of(self, "cache_type_k", CACHE_TYPES)
+        _one_of(self, "cache_type_v", CACHE_TYPES)
+        _one_of(self, "flash_attn", ("on", "off", "auto"))
+        _number(self, "start_timeout", above=0)
+        if self.flash_attn == "off" and self.cache_type_v not in (None, "f32", "f16", "bf16"):
+            raise OptionsError(
+                f"cache_type_v={self.cache_type_v!r} with flash_attn='off'",
+                why="llama.cpp can quantise the V cache only with flash attention",
+                remedy="use flash_attn='auto', or cache_type_v='f16'",
+            )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """`device` as a tuple; empty when rocllm is to choose."""
+        if self.device is None:
+            return ()
+        return (self.device,) if isinstance(self.device, str) else tuple(self.device)
+
+    @property
+    def tcp(self) -> bool:
+        """TCP was asked for."""
+        return self.host is not None or self.port is not None
+
+    @property
+    def loopback(self) -> bool:
+        """The server is reachable from this machine only."""
+        if self.host is None or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How to generate.
+
+    max_tokens: at most so many tokens; -1: until the context is full.
+    temperature: 0 (the default) is greedy: always the likeliest token.
+    top_k, top_p, min_p, repeat_penalty, seed: llama.cpp's samplers; `None`: its default.
+    stop: strings that end the answer; they are not part of it.
+    stop_tokens: token ids that end the answer. In `chat` they cost what `logprobs` costs.
+    json_schema: a JSON schema that the answer obeys (`{}`: any JSON object).
+    grammar: a GBNF grammar that the answer obeys; not together with `json_schema`.
+    logprobs: fill `Token.logprob`; in `chat` also `Token.id`, which is unknown otherwise. It costs
+        the server a sort of the vocabulary for every token.
+
+    Raises `OptionsError` for a value that cannot be meant.
+
+    >>> SamplingOptions(max_tokens=16, stop=["\\n"]).stop
+    ('\\n',)
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_tokens: Sequence[int] = ()
+    json_schema: Mapping[str, Any] | None = None
+    grammar: str | None = None
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens == 0:
+            raise OptionsError(
+                "max_tokens=0 asks for nothing",
+                why="llama-server would generate one token all the same",
+                remedy="give at least 1, or -1 for as many as the context holds",
+            )
+        _whole(self, "max_tokens", minimum=-1, optional=False)
+        _number(self, "temperature", minimum=0, optional=False)
+        _whole(self, "top_k", minimum=0)
+        _number(self, "top_p", minimum=0, maximum=1)
+        _number(self, "min_p", minimum=0, maximum=1)
+        _number(self, "repeat_penalty", above=0)
+        _whole(self, "seed", minimum=0, maximum=2**32 - 2)  # 2**32 - 1 means "random" to llama.cpp
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise OptionsError(f"stop must hold non-empty strings, got {self.stop!r}")
+        object.__setattr__(self, "stop", stop)
+        stop_tokens = tuple(self.stop_tokens)
+        if not all(_is_whole(token) and token >= 0 for token in stop_tokens):
+            raise OptionsError(f"stop_tokens must hold token ids, got {self.stop_tokens!r}")
+        object.__setattr__(self, "stop_tokens", stop_tokens)
+        if self.json_schema is not None and self.grammar is not None:
+            raise OptionsError(
+                "json_schema and grammar are both given",
+                why="llama-server would silently use one of them",
+                remedy="give one of them",
+            )
+
+
+def build_options(cls: type[_Options], values: Mapping[str, Any]) -> _Options:
+    """`cls(**values)`, with a sentence instead of a `TypeError` for an unknown option.
+
+    Raises `OptionsError` that names the option and the nearest one that exists.
+    """
+    names = [field.name for field in fields(cls)]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise OptionsError(
+                f"unknown option {name!r}",
+                why=f"{cls.__name__} has: {', '.join(names)}",
+                remedy=f"did you mean {near[0]!r}?" if near else None,
+            )
+    return cls(**values)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(
+    options: object,
+    name: str,
+    *,
+    minimum: int,
+    maximum: int | None = None,
+    optional: bool = True,
+) -> None:
+    value = getattr(options, name)
+    if value is None and optional:
+        return
+    if not _is_whole(value) or value < minimum or (maximum is not None and value > maximum):
+        span = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise OptionsError(f"{name} must be a whole number, {span}; got {value!r}")
+
+
+def _number(
+    options: object,
+    name: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    optional: bool = True,
+) -> None:
+    value = getattr(options, name)
+    if value is None and optional:
+        return
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = good and (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
+    good = good and (above is None or value > above)
+    if not good:
+        span = " and ".join(
+            text
+            for limit, text in (
+                (minimum, f"at least {minimum}"),
+                (above, f"above {above}"),
+                (maximum, f"at most {maximum}"),
+            )
+            if limit is not None
+        )
+        raise OptionsError(f"{name} must be a number {span}; got {value!r}")
+
+
+def _one_of(options: object, name: str, choices: Sequence[str]) -> None:
+    value = getattr(options, name)
+    if value is not None and value not in choices:
+        raise OptionsError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
