@@ -37,7 +37,7 @@ class Endpoint:
             raise OptionsError(
                 f"the socket path has {length} bytes: {path!r}",
                 why=f"Linux allows {MAX_SOCKET_PATH} bytes in the path of a UNIX socket",
-                remedy="use a shorter directory (XDG_RUNTIME_DIR, TMPDIR), or TCP: host='127.0.0.1'",
+                remedy="set XDG_RUNTIME_DIR or TMPDIR to a shorter path, or use host='127.0.0.1'",
             )
         return cls(socket_path=path, api_key=api_key)
 

@@ -52,6 +52,47 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
 
 
+def hub_endpoint(environ: Mapping[str, str]) -> str:
+    """`HF_ENDPOINT`: the Hugging Face Hub, or a mirror of it."""
+    return (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_offline(environ: Mapping[str, str]) -> bool:
+    """`HF_HUB_OFFLINE`: use what is in the cache, and no network."""
+    return environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def hub_token(environ: Mapping[str, str]) -> str | None:
+    """`HF_TOKEN`: what the user may read on the Hub."""
+    return (environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip() or None
+
+
+def hub_token_path(environ: Mapping[str, str]) -> Path:
+    """`HF_TOKEN_PATH`: where `hf auth login` leaves the token, by default `$HF_HOME/token`."""
+    return _named_path(environ, "HF_TOKEN_PATH") or _hub_home(environ) / "token"
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """`HF_HUB_CACHE`: what was fetched from the Hub, by default `$HF_HOME/hub`."""
+    named = _named_path(environ, "HF_HUB_CACHE") or _named_path(environ, "HUGGINGFACE_HUB_CACHE")
+    return named or _hub_home(environ) / "hub"
+
+
+def llama_cache(environ: Mapping[str, str]) -> Path:
+    """`LLAMA_CACHE`: what llama.cpp fetched, by default `~/.cache/llama.cpp`."""
+    named = _named_path(environ, "LLAMA_CACHE")
+    return named or _xdg_base(environ, "XDG_CACHE_HOME", ".cache") / "llama.cpp"
+
+
+def ollama_dirs(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """`OLLAMA_MODELS`, by default the user's own store and those of the system service."""
+    named = _named_path(environ, "OLLAMA_MODELS")
+    if named is not None:
+        return (named,)
+    homes = (home(environ), Path("/usr/share/ollama"), Path("/var/lib/ollama"))
+    return tuple(folder / ".ollama" / "models" for folder in homes)
+
+
 def runtime_dirs(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Where sockets may live, best first: `XDG_RUNTIME_DIR`, `TMPDIR`, `/tmp`."""
     named = (environ.get("XDG_RUNTIME_DIR"), environ.get("TMPDIR"), "/tmp")
@@ -59,7 +100,22 @@ def runtime_dirs(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    return _xdg_base(environ, variable, default) / "rocllm"
+
+
+def _xdg_base(environ: Mapping[str, str], variable: str, default: str) -> Path:
     # The specification says that a relative path is to be ignored.
     value = environ.get(variable, "")
-    base = Path(value) if os.path.isabs(value) else home(environ) / default
-    return base / "rocllm"
+    return Path(value) if os.path.isabs(value) else home(environ) / default
+
+
+def _hub_home(environ: Mapping[str, str]) -> Path:
+    named = _named_path(environ, "HF_HOME")
+    return named or _xdg_base(environ, "XDG_CACHE_HOME", ".cache") / "huggingface"
+
+
+def _named_path(environ: Mapping[str, str], variable: str) -> Path | None:
+    value = environ.get(variable, "")
+    if value == "~" or value.startswith("~/"):
+        return home(environ) / value[2:]
+    return Path(value) if value else None

@@ -11,14 +11,15 @@
     │ ├ UnsupportedArchitecture
     │ └ DownloadFailed
     ├ DoesNotFit
-    ├ ServerError                        carries argv, exit status and the last output lines
+    ├ ServerError                        carries argv, exit status, last output lines, text so far
     │ ├ BinaryNotFound (FileNotFoundError)
     │ ├ StartFailed
+    │ │ └ AddressInUse
     │ ├ StartTimeout (TimeoutError)
     │ ├ StartCancelled
     │ ├ OffloadFailed                    a GPU was chosen, the child does not use it
     │ ├ OutOfMemory (MemoryError)
-    │ └ ServerCrashed                    carries the text generated so far
+    │ └ ServerCrashed                    it ended while it was serving
     ├ RequestError                       carries the HTTP status and the text so far
     │ ├ ConnectionLost (ConnectionError)
     │ ├ RequestTimeout (TimeoutError)
@@ -29,6 +30,8 @@
     ├ StreamClosed (RuntimeError)        a stream was read after it had been closed
     └ BackendUnavailable                 names the extra to install
 
+Beside it stands one warning, `RocllmWarning` (UserWarning).
+
 Where a class has a standard-library cousin it inherits it, so ordinary `except FileNotFoundError`
 works. Every message has up to three parts, each on its own line: what failed with which values,
 what is known about why, what to do next.
@@ -36,7 +39,7 @@ what is known about why, what to do next.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class RocllmError(Exception):
@@ -63,16 +66,9 @@ class RocllmError(Exception):
     def __str__(self) -> str:
         return "\n".join(part for part in (self.what, self.why, self.remedy) if part)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Keyword-only arguments do not survive the default pickling of exceptions.
-        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
 
-
-def _rebuild(cls: type[RocllmError], args: tuple[Any, ...], state: dict[str, Any]) -> RocllmError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+class RocllmWarning(UserWarning):
+    """Something is not as it was chosen, and works all the same."""
 
 
 class OptionsError(RocllmError, ValueError):
@@ -133,8 +129,11 @@ class ServerError(RocllmError):
     """The child process failed.
 
     `argv` is the command line, `exit_status` the exit code (negative: the signal that ended it,
-    `None`: still running or never started), `output` the last lines that it printed.
+    `None`: still running or never started), `output` the last lines that it printed, `text` what a
+    stream had delivered before.
     """
+
+    text: str = ""
 
     def __init__(
         self,
@@ -160,6 +159,12 @@ class StartFailed(ServerError):
     """The child ended before it was ready."""
 
 
+class AddressInUse(StartFailed):
+    """The TCP port is taken by another process."""
+
+    retryable = True
+
+
 class StartTimeout(ServerError, TimeoutError):
     """The child neither became ready nor showed progress for longer than allowed."""
 
@@ -177,10 +182,9 @@ class OutOfMemory(ServerError, MemoryError):
 
 
 class ServerCrashed(ServerError):
-    """The child ended while it was serving. `text` holds what the stream had delivered."""
+    """The child ended while it was serving."""
 
     retryable = True
-    text: str = ""
 
 
 class RequestError(RocllmError):

@@ -10,8 +10,8 @@ import ipaddress
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypedDict, TypeVar
 
 from rocllm.errors import OptionsError
 
@@ -20,7 +20,7 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "
 # llama.cpp refuses more sequences than this (LLAMA_MAX_SEQ, src/llama-cparams.h, b11434).
 MAX_PARALLEL = 256
 
-_Options = TypeVar("_Options", bound="LoadOptions | SamplingOptions")
+Options = TypeVar("Options", bound="LoadOptions | SamplingOptions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class LoadOptions:
         _one_of(self, "cache_type_k", CACHE_TYPES)
         _one_of(self, "cache_type_v", CACHE_TYPES)
         _one_of(self, "flash_attn", ("on", "off", "auto"))
-        _number(self, "start_timeout", above=0)
+        _number(self, "start_timeout", above=0, optional=False)
         if self.flash_attn == "off" and self.cache_type_v not in (None, "f32", "f16", "bf16"):
             raise OptionsError(
                 f"cache_type_v={self.cache_type_v!r} with flash_attn='off'",
@@ -167,10 +167,79 @@ class SamplingOptions:
             )
 
 
-def build_options(cls: type[_Options], values: Mapping[str, Any]) -> _Options:
-    """`cls(**values)`, with a sentence instead of a `TypeError` for an unknown option.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """When a server that crashed is started again.
 
-    Raises `OptionsError` that names the option and the nearest one that exists.
+    max_restarts: so many times in a row; 0: never. backoff: seconds before the first restart; it
+    doubles each time, up to backoff_max. stable_time: seconds of service after which a row ends.
+
+    Causes that a restart cannot mend, such as a broken file or too little memory, are not retried.
+
+    Raises `OptionsError` for a value that cannot be meant.
+
+    >>> [RestartPolicy().pause(number) for number in range(3)]
+    [0.5, 1.0, 2.0]
+    """
+
+    max_restarts: int = 3
+    backoff: float = 0.5
+    backoff_max: float = 30.0
+    stable_time: float = 60.0
+
+    def __post_init__(self) -> None:
+        _whole(self, "max_restarts", minimum=0, optional=False)
+        for name in ("backoff", "backoff_max", "stable_time"):
+            _number(self, name, minimum=0, optional=False)
+
+    def pause(self, restarts: int) -> float:
+        """Seconds to wait before the next restart, after so many in a row."""
+        # An exponent beyond this would overflow, and the bound is reached long before.
+        return float(min(self.backoff * 2 ** min(restarts, 64), self.backoff_max))
+
+
+class LoadArguments(TypedDict, total=False):
+    """The fields of `LoadOptions` as keyword arguments, for type checkers."""
+
+    ctx_size: int | None
+    parallel: int | None
+    n_gpu_layers: int | None
+    device: str | Sequence[str] | None
+    batch_size: int | None
+    ubatch_size: int | None
+    cache_type_k: str | None
+    cache_type_v: str | None
+    flash_attn: Literal["on", "off", "auto"] | None
+    threads: int | None
+    llama_server: str | os.PathLike[str] | None
+    host: str | None
+    port: int | None
+    start_timeout: float
+
+
+class SamplingArguments(TypedDict, total=False):
+    """The fields of `SamplingOptions` as keyword arguments, for type checkers."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    seed: int | None
+    stop: Sequence[str]
+    stop_tokens: Sequence[int]
+    json_schema: Mapping[str, Any] | None
+    grammar: str | None
+    logprobs: bool
+
+
+def build_options(
+    cls: type[Options], values: Mapping[str, Any], base: Options | None = None
+) -> Options:
+    """`values` over those of `base`, or over the defaults.
+
+    Raises `OptionsError` for an unknown option: it names the nearest one that exists.
     """
     names = [field.name for field in fields(cls)]
     for name in values:
@@ -181,7 +250,7 @@ def build_options(cls: type[_Options], values: Mapping[str, Any]) -> _Options:
                 why=f"{cls.__name__} has: {', '.join(names)}",
                 remedy=f"did you mean {near[0]!r}?" if near else None,
             )
-    return cls(**values)
+    return cls(**values) if base is None else replace(base, **values)
 
 
 def _is_whole(value: object) -> bool:

@@ -1,0 +1,50 @@
+# Everything happens in .venv, which is made when it is first needed: see scripts/make-venv.
+#   make demo PROMPT='...'          make test ARGS='-k sse -x'          make PYTHON=/path/to/python3 test
+
+PYTHON ?=
+PROMPT ?= Explain gravity in one sentence.
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+comma := ,
+# A user's `user = true` in pip.conf would make pip refuse to install into a virtual environment.
+export PIP_USER := 0
+export PROMPT
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo    fetch a small model and print its answer"
+	@echo "make test    run all tests"
+	@echo "make check   lint, types, layers"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove what make has made"
+
+demo: $(VENV)/.has-embedded
+	@$(RUN) rocllm run demo "$$PROMPT"
+
+test: $(VENV)/.has-embedded-dev
+	$(RUN) rocllm pull demo
+	$(RUN) pytest -n 2 $(ARGS)
+
+check: $(VENV)/.has-embedded-dev
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+	$(RUN) pytest -q tests/test_layers.py tests/test_public_names.py
+
+bench: $(VENV)/.has-embedded-dev-bench
+	@for script in benchmarks/[!_]*.py; do \
+		echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# .has-embedded-dev: the package in place, with the extras `embedded` and `dev`.
+$(VENV)/.has-%: pyproject.toml scripts/make-venv
+	@scripts/make-venv $(VENV) "$(PYTHON)"
+	$(RUN) pip install --disable-pip-version-check -e '.[$(subst -,$(comma),$*)]'
+	@touch $@
