@@ -1,1 +1,1 @@
-"""..."""
+"""Helpers for tests of rocllm, and of programs that are built on it."""

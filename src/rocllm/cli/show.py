@@ -1,0 +1,145 @@
+"""`rocllm show`: what a model file says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from rocllm.catalog import resolve_model
+from rocllm.cli._arguments import Model
+from rocllm.errors import ModelFileError
+from rocllm.gguf import ArrayInfo, GGUFFile, MetadataValue, ModelInfo, model_info, read_splits
+from rocllm.units import format_bytes, format_count
+
+HELP = "Show what a model file says about itself."
+
+
+def show(
+    model: Model,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print JSON: all metadata and tensors, too.")
+    ] = False,
+) -> None:
+    """Show what a model file says about itself."""
+    parts = read_splits(resolve_model(model, os.environ))
+    info: ModelInfo | None = None
+    problem: ModelFileError | None = None
+    try:
+        info = model_info(*parts)
+    except ModelFileError as exc:  # the file can be read and shown all the same
+        problem = exc
+    if json_output:
+        typer.echo(json.dumps(_as_json(parts, info, problem), indent=2, allow_nan=False))
+        return
+    rows = list(_about_model(info)) if info else []
+    rows += _about_files(parts)
+    if problem:
+        rows.append(("problem", ": ".join(filter(None, (problem.what, problem.why)))))
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        typer.echo(f"{label:<{width}}  {_printable(text)}")
+
+
+def _about_model(info: ModelInfo) -> Iterator[tuple[str, str]]:
+    yield "name", info.name or "-"
+    yield "architecture", info.architecture
+    label = f" (label: {info.size_label})" if info.size_label else ""
+    yield "parameters", (format_count(info.parameter_count) if info.tensors else "none") + label
+    bits = "" if info.bits_per_weight is None else f", {info.bits_per_weight:.2f} bits per weight"
+    yield "quantization", (info.quantization or "-") + bits
+    yield "context length", f"{info.context_length:,} tokens"
+    yield "layers", str(info.block_count)
+    yield (
+        "width",
+        f"{info.embedding_length:,}, feed-forward {_per_layer(info.feed_forward_length)}",
+    )
+    yield from _about_attention(info)
+    if info.expert_count:
+        yield "experts", f"{info.expert_count}, of which {info.expert_used_count} are used"
+    if info.ssm_state_size:
+        yield "recurrent state", f"{info.ssm_state_size} by {info.ssm_inner_size:,}"
+    size = "-" if info.vocab_size is None else f"{info.vocab_size:,} tokens"
+    tokenizer = f" ({info.tokenizer_model})" if info.tokenizer_model else ""
+    yield "vocabulary", size + tokenizer
+    yield "chat template", "yes" if info.chat_template else "no"
+    yield "license", info.license or "-"
+
+
+def _about_attention(info: ModelInfo) -> Iterator[tuple[str, str]]:
+    if not any(info.head_count):
+        return
+    heads = f"{_per_layer(info.head_count)}, keys and values {_per_layer(info.head_count_kv)}"
+    yield "heads", f"{heads}, head size {info.key_length}"
+    if info.sliding_window:
+        yield "sliding window", f"{info.sliding_window:,} tokens"
+
+
+def _about_files(parts: tuple[GGUFFile, ...]) -> Iterator[tuple[str, str]]:
+    first = parts[0]
+    yield "file", str(first.path)
+    size = format_bytes(sum(part.file_size for part in parts))
+    yield "size", size if len(parts) == 1 else f"{size} in {len(parts)} files"
+    n_tensors = sum(len(part.tensors) for part in parts)
+    contents = f"{len(first.metadata)} metadata keys, {n_tensors} tensors"
+    yield "format", f"GGUF version {first.version}, {first.byte_order}-endian, {contents}"
+
+
+def _per_layer(numbers: tuple[int, ...]) -> str:
+    """`8`, or `0 to 8` where layers differ."""
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _printable(text: str) -> str:
+    """Text out of a file on one line, without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def _as_json(
+    parts: tuple[GGUFFile, ...], info: ModelInfo | None, problem: ModelFileError | None
+) -> dict[str, Any]:
+    first = parts[0]
+    return {
+        "path": str(first.path),
+        "version": first.version,
+        "byte_order": first.byte_order,
+        "alignment": first.alignment,
+        "files": [
+            {
+                "path": str(part.path),
+                "file_size": part.file_size,
+                "data_offset": part.data_offset,
+                "tensor_count": len(part.tensors),
+            }
+            for part in parts
+        ],
+        "model": None if info is None else _model_as_json(info),
+        "problem": None if problem is None else str(problem),
+        "metadata": {key: _value_as_json(value) for key, value in first.metadata.items()},
+        "tensors": [
+            {"file": number, **dataclasses.asdict(tensor)}
+            for number, part in enumerate(parts)
+            for tensor in part.tensors
+        ],
+    }
+
+
+def _model_as_json(info: ModelInfo) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(info)]
+    return {name: getattr(info, name) for name in names if name not in ("metadata", "tensors")}
+
+
+def _value_as_json(value: MetadataValue) -> Any:
+    if isinstance(value, ArrayInfo):
+        return {"type": value.type, "count": value.count}
+    if isinstance(value, tuple):
+        return [_value_as_json(element) for element in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    return value
