@@ -1,1 +1,26 @@
-"""..."""
+"""One llama-server child: find it, build its command line, run it, watch it, stop it."""
+
+from rocllm.server.binary import ListedDevice, ServerBinary, find_server, list_devices
+from rocllm.server.command import LaunchCommand, build_command
+from rocllm.server.diagnose import diagnose
+from rocllm.server.process import ServerProcess
+from rocllm.server.report import Buffer, LoadReport, UsedDevice
+from rocllm.server.run_dir import RunDir
+from rocllm.server.start import LoadProgress, start_server
+
+__all__ = [
+    "Buffer",
+    "LaunchCommand",
+    "ListedDevice",
+    "LoadProgress",
+    "LoadReport",
+    "RunDir",
+    "ServerBinary",
+    "ServerProcess",
+    "UsedDevice",
+    "build_command",
+    "diagnose",
+    "find_server",
+    "list_devices",
+    "start_server",
+]

@@ -1,0 +1,38 @@
+"""Is the server ready? One `GET /health` over a connection of its own."""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal, TypeAlias
+
+from rocllm.endpoint import Endpoint
+
+Health: TypeAlias = Literal["ready", "loading", "unreachable"]
+
+_REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def check_health(endpoint: Endpoint, timeout: float = 1.0) -> Health:
+    """Ask once; `timeout` in seconds bounds connecting and the answer, each."""
+    try:
+        with _connect(endpoint, timeout) as connection:
+            connection.sendall(_REQUEST)
+            status = connection.recv(64)
+    except OSError:
+        return "unreachable"
+    return "ready" if status.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")) else "loading"
+
+
+def _connect(endpoint: Endpoint, timeout: float) -> socket.socket:
+    if endpoint.socket_path is None:
+        # A server that listens on every address is reached on the loopback one.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(endpoint.host or "", endpoint.host)
+        return socket.create_connection((host, endpoint.port), timeout)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(endpoint.socket_path)
+    except OSError:
+        connection.close()
+        raise
+    return connection

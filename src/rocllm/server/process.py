@@ -1,0 +1,243 @@
+"""One child process: started, drained, stopped. No HTTP and no policy in here.
+
+One thread belongs to each child. It starts the child, reads its output to the end and reaps it, and
+it lives exactly as long as the child. Both halves of that are on purpose:
+
+* The kernel delivers the parent-death signal when the *thread* that forked ends (prctl(2)), so a
+  child must not be started by a thread that may go away before it, such as a worker of a pool.
+* llama-server hangs, and then ignores SIGTERM, when nobody empties its output pipe.
+
+The stop ladder: (1) the caller has closed its connections, because a connected client keeps the
+server alive after SIGTERM; (2) SIGTERM; (3) after `TERM_GRACE` a second SIGTERM, which ends
+llama-server at once; (4) after `KILL_GRACE` SIGKILL to the whole group; (5) wait for the real exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from rocllm.errors import StartFailed
+from rocllm.server.command import LaunchCommand
+
+# Seconds from the first to the second SIGTERM: time for the decode under way to end.
+TERM_GRACE = 3.0
+# Seconds from the second SIGTERM to SIGKILL.
+KILL_GRACE = 2.0
+# Seconds for output that a helper of the child may still write after the child itself is gone.
+DRAIN_GRACE = 0.2
+# Seconds for the kernel to take away a killed process. A process in an uninterruptible driver call
+# cannot be killed; then the truth is said instead of waiting for ever.
+REAP_TIMEOUT = 30.0
+
+_KEPT_LINES = 200
+_LONGEST_LINE = 4096
+_CHUNK = 1 << 16
+
+
+class ServerProcess:
+    """A child process with its output drained and its end observed.
+
+    Thread-safe. `on_line` is called with every line of output from the child's own thread; it must
+    not block and not raise.
+
+    >>> process = ServerProcess(command)        # doctest: +SKIP
+    >>> process.start()                         # doctest: +SKIP
+    >>> process.stop()                          # doctest: +SKIP
+    0
+    """
+
+    def __init__(
+        self, command: LaunchCommand, on_line: Callable[[str], None] | None = None
+    ) -> None:
+        self.command = command
+        self._on_line = on_line
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._start_error: OSError | ValueError | None = None
+        self._spawned = threading.Event()
+        self._exited = threading.Event()
+        self._owner = os.getpid()
+        self._stop_lock = threading.Lock()
+        self._reaping = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="rocllm-server", daemon=True)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; `None` before the start."""
+        return self._popen.pid if self._popen else None
+
+    @property
+    def exit_status(self) -> int | None:
+        """`None` while it runs; negative: the signal that ended it."""
+        return self._popen.returncode if self._popen and self._exited.is_set() else None
+
+    @property
+    def output(self) -> tuple[str, ...]:
+        """The last lines that the child printed."""
+        return tuple(self._lines)
+
+    def start(self) -> None:
+        """Start the child. Raises `StartFailed` if the system cannot execute it."""
+        self._thread.start()
+        self._spawned.wait()
+        error = self._start_error
+        if error is not None:
+            self._thread.join()
+            raise StartFailed(
+                f"cannot run {self.command.argv[0]!r}: {getattr(error, 'strerror', error)}",
+                why="the system refused to execute it",
+                argv=self.command.argv,
+            ) from error
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, at most `timeout` seconds; the exit status, `None` if it still runs."""
+        return self.exit_status if self._exited.wait(timeout) else None
+
+    def stop(self, term_grace: float = TERM_GRACE, kill_grace: float = KILL_GRACE) -> int:
+        """Climb the stop ladder and return the exit status. Idempotent, and safe at any moment."""
+        if os.getpid() != self._owner:
+            return 0  # a forked copy of this object: the child belongs to the parent
+        if self._thread.ident is None:
+            return 0  # never started
+        self._spawned.wait()
+        if self._popen is None:
+            return 0  # could not be started
+        with self._stop_lock:
+            try:
+                self._climb(term_grace, kill_grace)
+            except BaseException:
+                # A second Ctrl-C does not wait any longer, and leaves no process behind either.
+                self._signal(signal.SIGKILL)
+                raise
+            status = self.exit_status
+            if status is None:
+                raise StartFailed(
+                    f"process {self.pid} cannot be killed",
+                    why=f"it is still there {REAP_TIMEOUT:.0f} s after SIGKILL, most likely in a "
+                    "driver call that hangs",
+                    remedy="look at dmesg; a reboot may be needed",
+                    argv=self.command.argv,
+                )
+            self._thread.join()
+            return status
+
+    def _climb(self, term_grace: float, kill_grace: float) -> None:
+        for number, grace in (
+            (signal.SIGTERM, term_grace),
+            (signal.SIGTERM, kill_grace),
+            (signal.SIGKILL, REAP_TIMEOUT),
+        ):
+            if self._exited.is_set():
+                break
+            self._signal(number)
+            self._exited.wait(grace)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._reaping:
+            if self.pid is None or self._exited.is_set():
+                return
+            # Not reaped yet, so the number is the child's and nobody else's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if number is signal.SIGKILL:
+                    os.killpg(self.pid, number)
+                else:
+                    os.kill(self.pid, number)
+
+    def _run(self) -> None:
+        try:
+            self._popen = subprocess.Popen(
+                (*_parent_death_helper(), *self.command.argv),
+                env=dict(self.command.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                cwd="/",
+                umask=0o077,
+                process_group=0,
+            )
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in an argument
+            self._start_error = exc
+            return
+        finally:
+            self._spawned.set()
+        try:
+            self._drain(self._popen)
+        finally:
+            self._reap(self._popen)
+
+    def _reap(self, popen: subprocess.Popen[bytes]) -> None:
+        # Raises ChildProcessError when the program reaps children that are not its own: SIGCHLD is
+        # ignored, or it calls waitpid(-1). Then the status is lost, and the number not ours.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+            with self._reaping:
+                # What the child started and left running has no owner any more. While the child
+                # is not reaped its group's number is taken.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(popen.pid, signal.SIGKILL)
+                popen.wait()
+                self._exited.set()
+                return
+        popen.wait()
+        self._exited.set()
+
+    def _drain(self, popen: subprocess.Popen[bytes]) -> None:
+        """Read to the end of the output, or until `DRAIN_GRACE` after the child is gone."""
+        assert popen.stdout is not None
+        rest = b""
+        deadline: float | None = None
+        exit_fd = os.pidfd_open(popen.pid)
+        with popen.stdout as pipe, selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            selector.register(exit_fd, selectors.EVENT_READ)
+            while True:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                files = {key.fd for key, _ in selector.select(left)}
+                if exit_fd in files:
+                    selector.unregister(exit_fd)
+                    deadline = time.monotonic() + DRAIN_GRACE
+                if pipe.fileno() in files:
+                    chunk = os.read(pipe.fileno(), _CHUNK)
+                    if not chunk:
+                        break
+                    rest = self._take(rest + chunk)
+        os.close(exit_fd)
+        if rest:
+            self._take(rest + b"\n")
+
+    def _take(self, data: bytes) -> bytes:
+        *lines, rest = data.split(b"\n")
+        for raw in lines:
+            line = raw[:_LONGEST_LINE].decode("utf-8", "replace")
+            self._lines.append(line)
+            if self._on_line is not None:
+                self._on_line(line)
+        return rest[-_LONGEST_LINE:]
+
+
+def _parent_death_helper() -> tuple[str, ...]:
+    """A prefix to the command that has the kernel kill the child when its parent dies.
+
+    It sets the signal and executes the rest, which keeps it. `preexec_fn` would do the same and can
+    deadlock in a program with threads. setpriv (util-linux 2.33) takes a millisecond, a Python of
+    our own a good deal more; both are there for the same reason.
+    """
+    setpriv = shutil.which("setpriv", path="/usr/bin:/bin:/usr/local/bin")
+    if setpriv is not None:
+        return (setpriv, "--pdeathsig", "KILL", "--")
+    helper = Path(__file__).with_name("_parent_death.py")
+    return (sys.executable, "-I", "-S", str(helper))

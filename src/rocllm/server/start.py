@@ -1,0 +1,133 @@
+"""Start a child and wait until it serves.
+
+The wait is a stall timeout: it restarts whenever the child shows progress, so a large model on a
+slow disk is not taken for a hang. Progress is new output, or bytes read and memory mapped in, which
+the kernel counts for every engine alike.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rocllm.endpoint import Endpoint
+from rocllm.errors import StartCancelled, StartTimeout
+from rocllm.server.command import LaunchCommand
+from rocllm.server.diagnose import diagnose
+from rocllm.server.health import check_health
+from rocllm.server.process import ServerProcess
+from rocllm.server.report import LoadReport, LoadReportBuilder
+from rocllm.units import format_seconds
+
+# Seconds between two questions for readiness: below what a person notices, above what costs.
+POLL_INTERVAL = 0.01
+# Seconds that the log may lag behind the answer: llama.cpp writes it from a thread of its own, and
+# it is read by one of ours. A report without its devices would be taken for a failed offload.
+LOG_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far loading is: `loaded` of `total` bytes of the file are in memory, about."""
+
+    loaded: int
+    total: int
+
+
+def start_server(
+    command: LaunchCommand,
+    endpoint: Endpoint,
+    *,
+    model_path: Path,
+    start_timeout: float,
+    cancel: threading.Event | None = None,
+    on_progress: Callable[[LoadProgress], None] | None = None,
+    on_spawn: Callable[[int], None] | None = None,
+) -> tuple[ServerProcess, LoadReport]:
+    """Start `command` and return when it answers on `endpoint`.
+
+    start_timeout: seconds without a sign of progress. cancel: set it to give up. on_spawn: is told
+    the process id.
+
+    Raises the error that says why it did not become ready; no process is left then.
+    """
+    builder = LoadReportBuilder()
+    process = ServerProcess(command, on_line=builder.feed)
+    try:
+        process.start()
+        if on_spawn is not None and process.pid is not None:
+            on_spawn(process.pid)
+        _wait_ready(process, endpoint, model_path, start_timeout, cancel, on_progress)
+        _wait_logged(process, builder)
+    except BaseException:
+        # Ctrl-C included: whoever leaves here leaves no process behind.
+        process.stop(term_grace=1.0, kill_grace=0.5)
+        raise
+    return process, builder.report()
+
+
+def _wait_ready(
+    process: ServerProcess,
+    endpoint: Endpoint,
+    model_path: Path,
+    start_timeout: float,
+    cancel: threading.Event | None,
+    on_progress: Callable[[LoadProgress], None] | None,
+) -> None:
+    total = model_path.stat().st_size
+    seen: tuple[int, ...] = ()
+    progressed = time.monotonic()
+    while True:
+        exit_status = process.wait(POLL_INTERVAL)
+        if exit_status is not None:
+            raise diagnose(
+                process.command.argv,
+                exit_status,
+                process.output,
+                ready=False,
+                model=str(model_path),
+            )
+        if check_health(endpoint) == "ready":
+            return
+        if cancel is not None and cancel.is_set():
+            raise StartCancelled(f"loading {str(model_path)!r} was cancelled")
+        signs = _signs_of_life(process)
+        now = time.monotonic()
+        if signs != seen:
+            seen, progressed = signs, now
+            if on_progress is not None and signs:
+                on_progress(LoadProgress(min(signs[-1], total), total))
+        elif now - progressed > start_timeout:
+            raise StartTimeout(
+                f"{str(model_path)!r} did not become ready",
+                why=f"llama-server showed no progress for {format_seconds(start_timeout)}: no "
+                "output, nothing read, no memory filled",
+                remedy="see its last output in `.output`; a slow disk wants a larger start_timeout",
+                argv=process.command.argv,
+                output=process.output,
+            )
+
+
+def _wait_logged(process: ServerProcess, builder: LoadReportBuilder) -> None:
+    """Wait for the last line of interest, which is printed before the server is ready."""
+    deadline = time.monotonic() + LOG_GRACE
+    while builder.slots is None and time.monotonic() < deadline:
+        process.wait(POLL_INTERVAL)
+
+
+def _signs_of_life(process: ServerProcess) -> tuple[int, ...]:
+    """Numbers that change while the child works; the last is its resident memory in bytes."""
+    output = process.output
+    try:
+        io = Path(f"/proc/{process.pid}/io").read_text()
+        resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return ()
+    read = sum(
+        int(line.split()[1]) for line in io.splitlines() if line.startswith(("rchar", "read"))
+    )
+    return (hash(output[-1:]), read, resident * os.sysconf("SC_PAGE_SIZE"))

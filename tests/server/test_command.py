@@ -1,0 +1,176 @@
+"""The command line by capability, and the environment of the child."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rocllm.endpoint import Endpoint
+from rocllm.errors import StartFailed
+from rocllm.server import LaunchCommand, ServerBinary, build_command
+from rocllm.server.command import padded_ctx
+
+NEW_FLAGS = {
+    **dict.fromkeys(("--model", "--alias", "--host", "--port", "--cors-origins"), "X"),
+    **dict.fromkeys(("--ctx-size", "--parallel", "--batch-size", "--ubatch-size"), "N"),
+    **dict.fromkeys(("--n-gpu-layers", "--threads", "--cache-ram", "--log-verbosity"), "N"),
+    **dict.fromkeys(("--no-kv-unified", "--jinja", "--metrics", "--slots", "--offline"), ""),
+    **dict.fromkeys(("--no-ui", "--no-webui"), ""),
+    **dict.fromkeys(("--cache-type-k", "--cache-type-v"), "TYPE"),
+    "--device": "<dev1,dev2,..>",
+    "--split-mode": "{none,layer,row,tensor}",
+    "--fit": "[on|off]",
+    "--flash-attn": "[on|off|auto]",
+    "--sse-ping-interval": "N",
+    "--log-colors": "[on|off|auto]",
+}
+# What a build of the summer of 2025 had.
+OLD_FLAGS = {
+    **dict.fromkeys(("--model", "--alias", "--host", "--port"), "X"),
+    **dict.fromkeys(("--ctx-size", "--parallel", "--batch-size", "--ubatch-size"), "N"),
+    **dict.fromkeys(("--n-gpu-layers", "--threads", "--log-verbosity"), "N"),
+    **dict.fromkeys(("--flash-attn", "--jinja", "--metrics", "--slots", "--no-webui"), ""),
+    **dict.fromkeys(("--cache-type-k", "--cache-type-v"), "TYPE"),
+    "--device": "<dev1,dev2,..>",
+    "--split-mode": "{none,layer,row}",
+}
+UNIX = Endpoint.unix("/run/x/s.sock")
+
+
+def build(flags: dict[str, str] = NEW_FLAGS, **changes: Any) -> LaunchCommand:
+    """The command for ordinary values, with `changes`."""
+    values: dict[str, Any] = {
+        "model_path": Path("/models/m.gguf"),
+        "alias": "m",
+        "endpoint": UNIX,
+        "ctx_size": 4096,
+        "parallel": 1,
+        "n_gpu_layers": -1,
+        "device_names": ("ROCm0",),
+        "batch_size": 2048,
+        "ubatch_size": 512,
+        "cache_type_k": "f16",
+        "cache_type_v": "f16",
+        "flash_attn": "auto",
+        "threads": None,
+        "environ": {"PATH": "/usr/bin"},
+        "config_home": Path("/run/x/config"),
+        **changes,
+    }
+    server = ServerBinary("native", ("/opt/llama-server",), "/opt/llama-server", "1", flags, "x")
+    return build_command(server, **values)
+
+
+def test_a_new_build_on_one_gpu() -> None:
+    """Every flag that matters, in full."""
+    assert " ".join(build().argv) == (
+        "/opt/llama-server --model /models/m.gguf --alias m --host /run/x/s.sock --ctx-size 4096 "
+        "--parallel 1 --no-kv-unified --batch-size 2048 --ubatch-size 512 --n-gpu-layers 999 "
+        "--device ROCm0 --split-mode none --fit off --flash-attn auto --cache-type-k f16 "
+        "--cache-type-v f16 --cache-ram 0 --sse-ping-interval 5 --jinja --metrics --slots "
+        "--offline --no-ui --log-verbosity 4 --log-colors off"
+    )
+
+
+def test_an_old_build_gets_only_what_it_knows() -> None:
+    """No flag that it would refuse, and flash attention without the value it would misread."""
+    argv = build(OLD_FLAGS).argv
+    assert {flag for flag in argv if flag.startswith("--")} <= set(OLD_FLAGS)
+    assert "--no-webui" in argv
+    assert "--flash-attn" not in argv
+    assert "--flash-attn" not in build(OLD_FLAGS, flash_attn="off").argv
+    on = build(OLD_FLAGS, flash_attn="on").argv
+    assert on[on.index("--flash-attn") + 1].startswith("--")
+
+
+@pytest.mark.parametrize("flag", ["--model", "--host", "--ctx-size", "--parallel"])
+def test_a_flag_that_cannot_be_done_without(flag: str) -> None:
+    """A build without it is refused, by name."""
+    flags = {name: value for name, value in NEW_FLAGS.items() if name != flag}
+    with pytest.raises(StartFailed, match=f"has no flag {flag}"):
+        build(flags)
+
+
+def value_of(flag: str, command: LaunchCommand) -> str | None:
+    """What follows the flag."""
+    argv = command.argv
+    return argv[argv.index(flag) + 1] if flag in argv else None
+
+
+def test_tcp() -> None:
+    """Host and port are given, web pages are kept out, and the key is not on the command line."""
+    command = build(endpoint=Endpoint.tcp("127.0.0.1", 8123, api_key="secret-key"))
+    assert value_of("--host", command) == "127.0.0.1"
+    assert value_of("--port", command) == "8123"
+    assert value_of("--cors-origins", command) == "localhost"
+    assert command.environ["LLAMA_API_KEY"] == "secret-key"
+    assert not any("secret-key" in argument for argument in command.argv)
+    assert "--port" not in build().argv
+
+
+def test_the_cpu() -> None:
+    """No device is used, whatever the build could see."""
+    command = build(device_names=(), n_gpu_layers=0)
+    assert value_of("--device", command) == "none"
+    assert value_of("--n-gpu-layers", command) == "0"
+    assert value_of("--split-mode", command) is None
+
+
+def test_several_gpus() -> None:
+    """All are named, and the model is split as llama.cpp does by itself."""
+    command = build(device_names=("ROCm0", "ROCm1"), n_gpu_layers=20)
+    assert value_of("--device", command) == "ROCm0,ROCm1"
+    assert value_of("--split-mode", command) is None
+    assert value_of("--n-gpu-layers", command) == "20"
+
+
+@pytest.mark.parametrize(
+    ("ctx_size", "parallel", "total"),
+    [(1, 1, 256), (256, 1, 256), (257, 1, 512), (4000, 3, 12288), (4096, 4, 16384)],
+)
+def test_each_slot_gets_the_context_asked_for(ctx_size: int, parallel: int, total: int) -> None:
+    """The server divides the total, in steps of 256."""
+    command = build(ctx_size=ctx_size, parallel=parallel)
+    assert value_of("--ctx-size", command) == str(total)
+    assert value_of("--parallel", command) == str(parallel)
+    assert total // parallel == padded_ctx(ctx_size) >= ctx_size
+
+
+def test_threads_only_when_asked_for() -> None:
+    """`None` leaves the choice to llama.cpp."""
+    assert value_of("--threads", build()) is None
+    assert value_of("--threads", build(threads=3)) == "3"
+
+
+def test_the_environment_is_scrubbed() -> None:
+    """What would change the server silently is gone, the rest stays, and the given one is whole."""
+    environ = {
+        "PATH": "/usr/bin",
+        "HOME": "/home/u",
+        "XDG_CONFIG_HOME": "/home/u/.config",
+        "XDG_CACHE_HOME": "/home/u/.cache",
+        "ROCR_VISIBLE_DEVICES": "GPU-1",
+        "LLAMA_ARG_CTX_SIZE": "7",
+        "LLAMA_API_KEY": "the user's",
+        "LLAMA_SERVER_ROUTER_PORT": "1",
+        "HF_TOKEN": "secret",
+        "MTMD_BACKEND_DEVICE": "x",
+    }
+    before = dict(environ)
+    assert build(environ=environ).environ == {
+        "PATH": "/usr/bin",
+        "HOME": "/home/u",
+        "XDG_CONFIG_HOME": "/run/x/config",
+        "XDG_CACHE_HOME": "/home/u/.cache",
+        "ROCR_VISIBLE_DEVICES": "GPU-1",
+    }
+    assert environ == before
+
+
+def test_an_odd_model_name_is_one_argument() -> None:
+    """No quoting, no splitting, no flag made of a name."""
+    command = build(model_path=Path("/m/a b; --nope.gguf"), alias="--help me")
+    assert value_of("--model", command) == "/m/a b; --nope.gguf"
+    assert value_of("--alias", command) == "--help me"
