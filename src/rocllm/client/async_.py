@@ -1,0 +1,269 @@
+"""The client for asyncio. It is `sync` with `await`; a test compares the two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from rocllm.client import _wire
+from rocllm.client._base import DEFAULT_SAMPLING, MAX_BODY, ClientBase, Explain, StreamBase
+from rocllm.client._errors import connection_lost, too_long
+from rocllm.client._http import Response
+from rocllm.client._ids import Vocabulary
+from rocllm.client._transports import Exchange, Pool
+from rocllm.client._wire import Call, Health, StreamRequest
+from rocllm.endpoint import Endpoint
+from rocllm.errors import (
+    BadRequest,
+    ConnectionLost,
+    ProtocolError,
+    RequestError,
+    RocllmError,
+    ServerBusy,
+)
+from rocllm.options import SamplingOptions
+from rocllm.results import Completion, Message, Token
+
+_T = TypeVar("_T")
+
+
+class AsyncClient(ClientBase):
+    """Talks to a running llama-server; for asyncio. Parameters and methods are those of `Client`.
+
+    >>> async with AsyncClient(Endpoint.tcp("127.0.0.1", 8080)) as client:  # doctest: +SKIP
+    ...     print((await client.completion("The capital of France is").read()).text)
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        connect_timeout: float | None = 5.0,
+        read_timeout: float | None = 30.0,
+        stream_timeout: float | None = 600.0,
+        explain: Explain | None = None,
+    ) -> None:
+        super().__init__(endpoint, read_timeout, stream_timeout, explain)
+        self._pool = Pool(endpoint, connect_timeout)
+
+    async def health(self) -> Health:
+        """Whether the server is `"ready"`, `"loading"` or `"unreachable"`; does not raise."""
+        try:
+            await self._call(_wire.health())
+        except ServerBusy:
+            return "loading"
+        except RequestError:
+            return "unreachable"
+        return "ready"
+
+    async def props(self) -> dict[str, Any]:
+        """What the server tells about itself and its model, as it tells it (`/props`)."""
+        return await self._ask(_wire.props())
+
+    async def slots(self) -> list[dict[str, Any]]:
+        """What each slot is doing, as the server tells it (`/slots`)."""
+        return await self._ask(_wire.slots())
+
+    async def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """The token ids of a text; see `Client.tokenize`."""
+        call = _wire.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return await self._ask(call)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; half a character becomes U+FFFD."""
+        return await self._ask(_wire.detokenize(tokens))
+
+    async def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
+        return await self._ask(_wire.apply_template(messages))
+
+    def completion(
+        self, prompt: str | Sequence[int], sampling: SamplingOptions = DEFAULT_SAMPLING
+    ) -> AsyncTokenStream:
+        """Continue a prompt, given as text or token ids. Nothing is sent before the first read."""
+        return AsyncTokenStream(self, _wire.completion(prompt, sampling))
+
+    def chat(
+        self, messages: Sequence[Message], sampling: SamplingOptions = DEFAULT_SAMPLING
+    ) -> AsyncTokenStream:
+        """Answer a conversation through the model's chat template; see `completion`."""
+        return AsyncTokenStream(self, _wire.chat(messages, sampling))
+
+    async def aclose(self) -> None:
+        """End every stream and close every connection. Idempotent."""
+        await self._pool.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _ask(self, call: Call[_T]) -> _T:
+        try:
+            return await self._call(call)
+        except ConnectionLost as exc:
+            error = await self._explained(exc)
+            if error is exc:
+                raise
+            raise error from exc
+
+    async def _call(self, call: Call[_T]) -> _T:
+        timeout = ("read_timeout", self._read_timeout)
+        exchange = Exchange(self._pool, call.what, self._encode(call), timeout)
+        response, body = Response(), bytearray()
+        try:
+            while not response.complete:
+                data = await exchange.receive()
+                body += response.feed(data)
+                if not data and not response.feed_eof():
+                    raise connection_lost(call.what, self.endpoint)
+                if len(body) > MAX_BODY:
+                    raise too_long(call.what, MAX_BODY)
+            exchange.release(response)
+        finally:
+            exchange.close()
+        return call.answer(response.status or 0, bytes(body))
+
+    async def _explained(self, error: RocllmError) -> RocllmError:
+        if self._explain is None or not isinstance(error, ConnectionLost):
+            return error
+        # It may wait, for the server to be seen dead.
+        return await asyncio.to_thread(self._explain, error)
+
+    async def _fetch_vocabulary(self) -> Vocabulary | None:
+        """The bytes of every token, asked for once; `None` when the server cannot tell."""
+        if self._vocabulary is None and not self._no_vocabulary:
+            try:
+                size = await self._call(_wire.vocabulary_size())
+                pieces: list[bytes] = []
+                for first in range(0, size, _wire.VOCABULARY_BATCH):
+                    batch = await self._call(_wire.vocabulary_pieces(first, size))
+                    pieces.extend(batch)
+            except (ProtocolError, BadRequest):
+                self._no_vocabulary = True
+            except RequestError:
+                return None  # the stream itself will tell what is wrong
+            else:
+                self._vocabulary = Vocabulary(pieces)
+        return self._vocabulary
+
+
+class AsyncTokenStream(StreamBase):
+    """The tokens of one answer, while the model generates them; for asyncio.
+
+    It behaves as `TokenStream`, with `async for`, `async with`, `await read()` and `aclose()`. One
+    task reads a stream; any task of its loop may close it.
+
+    >>> async with client.completion("1, 2, 3,") as stream:  # doctest: +SKIP
+    ...     async for token in stream:
+    ...         print(token.text, end="", flush=True)
+    """
+
+    def __init__(self, client: AsyncClient, request: StreamRequest) -> None:
+        self._exchange: Exchange | None = None
+        super().__init__(request, client.endpoint)
+        self._client = client
+        self._request = request
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Token:
+        if not self._ready and not await self._advance():
+            raise StopAsyncIteration
+        token = self._ready.popleft()
+        self._tokens.append(token)
+        return token
+
+    async def read(self) -> Completion:
+        """Read what is left and return the whole answer."""
+        async for _ in self:
+            pass
+        return self._completion()
+
+    async def aclose(self) -> None:
+        """Stop the generation, unless it is at its end. Idempotent."""
+        if not self._ended:
+            self._close("it was closed before its end")
+
+    async def __aenter__(self) -> Self:
+        await self._advance(until_begun=True)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if self._exchange is not None:
+            self._exchange.drop()
+
+    async def _advance(self, *, until_begun: bool = False) -> bool:
+        """Read on until there is a token; `False` at the end."""
+        answer = self._answer
+        try:
+            while not self._ready:
+                if self._ended or (until_begun and self._begun):
+                    return False
+                self._check_open()
+                if answer.finished:
+                    await self._end()
+                elif answer.needs_vocabulary:
+                    answer.use_vocabulary(await self._client._fetch_vocabulary())
+                else:
+                    self._feed(await self._receive())
+        except RocllmError as exc:
+            error = await self._failed(exc)
+            if error is exc:
+                raise
+            raise error from exc
+        except BaseException:
+            # Cancelled: whoever awaits no token wants none.
+            self._close("reading it was interrupted")
+            raise
+        return True
+
+    def _receive(self) -> Awaitable[bytes]:
+        if self._exchange is None:
+            client = self._client
+            self._exchange = Exchange(
+                client._pool,
+                self._request.what,
+                client._encode(self._request),
+                ("stream_timeout", client._stream_timeout),
+            )
+            self._answer.start()
+        return self._exchange.receive()
+
+    async def _end(self) -> None:
+        self._ended = True
+        if self._exchange is not None:
+            if not self._answer.cut:
+                await self._exchange.settle(self._answer.response)
+            self._exchange.close()
+
+    def _close(self, because: str) -> None:
+        if self._closed_because is None:
+            self._closed_because = because
+        self._ready.clear()
+        if self._exchange is not None:
+            self._exchange.close()
+
+    async def _failed(self, error: RocllmError) -> RocllmError:
+        final = self._final_error(error, self._client._pool.closed)
+        self._close("it ended with an error")
+        return await self._client._explained(final)

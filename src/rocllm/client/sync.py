@@ -1,0 +1,298 @@
+"""The client for blocking callers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from rocllm.client import _wire
+from rocllm.client._base import DEFAULT_SAMPLING, MAX_BODY, ClientBase, Explain, StreamBase
+from rocllm.client._errors import connection_lost, too_long
+from rocllm.client._http import Response
+from rocllm.client._ids import Vocabulary
+from rocllm.client._sockets import Exchange, Pool
+from rocllm.client._wire import Call, Health, StreamRequest
+from rocllm.endpoint import Endpoint
+from rocllm.errors import (
+    BadRequest,
+    ConnectionLost,
+    ProtocolError,
+    RequestError,
+    RocllmError,
+    ServerBusy,
+)
+from rocllm.options import SamplingOptions
+from rocllm.results import Completion, Message, Token
+
+_T = TypeVar("_T")
+
+
+class Client(ClientBase):
+    """Talks to a running llama-server; for blocking callers, several threads at once.
+
+    endpoint: where the server listens.
+    connect_timeout: seconds to get a connection.
+    read_timeout: longest silence, in seconds, while a short answer is awaited (`props`, `slots`,
+        `tokenize`, ...). The server answers `slots` between two batches of a prompt only.
+    stream_timeout: longest silence, in seconds, of a stream. The time before the first token
+        counts too, and that is as long as the prompt and the requests queued before this one take.
+        The server's sign of life between two batches of a prompt starts the time anew.
+    explain: makes a better error of a `ConnectionLost`, for one who knows what became of the
+        server.
+
+    `None` for a timeout is no timeout. After a fork the child gets connections of its own.
+
+    >>> with Client(Endpoint.tcp("127.0.0.1", 8080)) as client:  # doctest: +SKIP
+    ...     print(client.completion("The capital of France is").read().text)
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        connect_timeout: float | None = 5.0,
+        read_timeout: float | None = 30.0,
+        stream_timeout: float | None = 600.0,
+        explain: Explain | None = None,
+    ) -> None:
+        super().__init__(endpoint, read_timeout, stream_timeout, explain)
+        self._pool = Pool(endpoint, connect_timeout)
+
+    def health(self) -> Health:
+        """Whether the server is `"ready"`, `"loading"` or `"unreachable"`; does not raise."""
+        try:
+            self._call(_wire.health())
+        except ServerBusy:
+            return "loading"
+        except RequestError:
+            return "unreachable"
+        return "ready"
+
+    def props(self) -> dict[str, Any]:
+        """What the server tells about itself and its model, as it tells it (`/props`)."""
+        return self._ask(_wire.props())
+
+    def slots(self) -> list[dict[str, Any]]:
+        """What each slot is doing, as the server tells it (`/slots`)."""
+        return self._ask(_wire.slots())
+
+    def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """The token ids of a text.
+
+        add_special: with those that begin a prompt (BOS). parse_special: `<|im_start|>` and the
+        like are the tokens of that name, and not text.
+        """
+        call = _wire.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return self._ask(call)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; half a character becomes U+FFFD."""
+        return self._ask(_wire.detokenize(tokens))
+
+    def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
+        return self._ask(_wire.apply_template(messages))
+
+    def completion(
+        self, prompt: str | Sequence[int], sampling: SamplingOptions = DEFAULT_SAMPLING
+    ) -> TokenStream:
+        """Continue a prompt, given as text or token ids. Nothing is sent before the first read."""
+        return TokenStream(self, _wire.completion(prompt, sampling))
+
+    def chat(
+        self, messages: Sequence[Message], sampling: SamplingOptions = DEFAULT_SAMPLING
+    ) -> TokenStream:
+        """Answer a conversation through the model's chat template; see `completion`."""
+        return TokenStream(self, _wire.chat(messages, sampling))
+
+    def close(self) -> None:
+        """End every stream and close every connection. Idempotent."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, call: Call[_T]) -> _T:
+        try:
+            return self._call(call)
+        except ConnectionLost as exc:
+            error = self._explained(exc)
+            if error is exc:
+                raise
+            raise error from exc
+
+    def _call(self, call: Call[_T]) -> _T:
+        timeout = ("read_timeout", self._read_timeout)
+        exchange = Exchange(self._pool, call.what, self._encode(call), timeout)
+        response, body = Response(), bytearray()
+        try:
+            while not response.complete:
+                data = exchange.receive()
+                body += response.feed(data)
+                if not data and not response.feed_eof():
+                    raise connection_lost(call.what, self.endpoint)
+                if len(body) > MAX_BODY:
+                    raise too_long(call.what, MAX_BODY)
+            exchange.release(response)
+        finally:
+            exchange.close()
+        return call.answer(response.status or 0, bytes(body))
+
+    def _explained(self, error: RocllmError) -> RocllmError:
+        if self._explain is None or not isinstance(error, ConnectionLost):
+            return error
+        return self._explain(error)
+
+    def _fetch_vocabulary(self) -> Vocabulary | None:
+        """The bytes of every token, asked for once; `None` when the server cannot tell."""
+        if self._vocabulary is None and not self._no_vocabulary:
+            try:
+                size = self._call(_wire.vocabulary_size())
+                pieces: list[bytes] = []
+                for first in range(0, size, _wire.VOCABULARY_BATCH):
+                    batch = self._call(_wire.vocabulary_pieces(first, size))
+                    pieces.extend(batch)
+            except (ProtocolError, BadRequest):
+                self._no_vocabulary = True
+            except RequestError:
+                return None  # the stream itself will tell what is wrong
+            else:
+                self._vocabulary = Vocabulary(pieces)
+        return self._vocabulary
+
+
+class TokenStream(StreamBase):
+    """The tokens of one answer, while the model generates them.
+
+    Iterate over it, or call `read`. The request is sent when the first token is asked for or when
+    a `with` statement is entered, which also waits for the server to begin and so raises what the
+    server refuses. Afterwards `text`, `reasoning`, `tokens`, `finish_reason`, `usage` and `timings`
+    tell what came.
+
+    Leaving the `with` statement, `close` or dropping the last reference to the stream before its
+    end closes its connection, and with that the server stops generating. `break` alone in a `for`
+    loop over a stream that is still referred to does not. One thread reads a stream; any thread
+    may close it.
+
+    Raises, while it is read: `ContextOverflow`, `BadRequest`, `ServerBusy`, `RequestTimeout`,
+    `ConnectionLost`, `ProtocolError` and `RequestError`, each with the text so far in `text`;
+    `StreamClosed` when it was closed before its end. A stream at its end has no more tokens.
+
+    >>> with client.completion("1, 2, 3,") as stream:  # doctest: +SKIP
+    ...     for token in stream:
+    ...         print(token.text, end="", flush=True)
+    """
+
+    def __init__(self, client: Client, request: StreamRequest) -> None:
+        self._exchange: Exchange | None = None
+        super().__init__(request, client.endpoint)
+        self._client = client
+        self._request = request
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Token:
+        while True:
+            if not self._ready and not self._advance():
+                raise StopIteration
+            try:
+                token = self._ready.popleft()
+            except IndexError:  # closed by another thread
+                continue
+            self._tokens.append(token)
+            return token
+
+    def read(self) -> Completion:
+        """Read what is left and return the whole answer."""
+        for _ in self:
+            pass
+        return self._completion()
+
+    def close(self) -> None:
+        """Stop the generation, unless it is at its end. Idempotent."""
+        if not self._ended:
+            self._close("it was closed before its end")
+
+    def __enter__(self) -> Self:
+        self._advance(until_begun=True)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _advance(self, *, until_begun: bool = False) -> bool:
+        """Read on until there is a token; `False` at the end."""
+        answer = self._answer
+        try:
+            while not self._ready:
+                if self._ended or (until_begun and self._begun):
+                    return False
+                self._check_open()
+                if answer.finished:
+                    self._end()
+                elif answer.needs_vocabulary:
+                    answer.use_vocabulary(self._client._fetch_vocabulary())
+                else:
+                    self._feed(self._receive())
+        except RocllmError as exc:
+            error = self._failed(exc)
+            if error is exc:
+                raise
+            raise error from exc
+        except BaseException:
+            # Ctrl-C: bytes may be lost, so nothing can follow.
+            self._close("reading it was interrupted")
+            raise
+        return True
+
+    def _receive(self) -> bytes:
+        if self._exchange is None:
+            client = self._client
+            self._exchange = Exchange(
+                client._pool,
+                self._request.what,
+                client._encode(self._request),
+                ("stream_timeout", client._stream_timeout),
+            )
+            self._answer.start()
+        return self._exchange.receive()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._exchange is not None:
+            if not self._answer.cut:
+                self._exchange.settle(self._answer.response)
+            self._exchange.close()
+
+    def _close(self, because: str) -> None:
+        if self._closed_because is None:
+            self._closed_because = because
+        self._ready.clear()
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _failed(self, error: RocllmError) -> RocllmError:
+        final = self._final_error(error, self._client._pool.closed)
+        self._close("it ended with an error")
+        return self._client._explained(final)
