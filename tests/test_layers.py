@@ -19,6 +19,7 @@ _LAYERS = (
     {"catalog"},
     {"memory"},
     {"server", "client"},
+    {"doctor"},
     {"backends"},
     {"text"},
     {"bench"},
@@ -31,7 +32,12 @@ _FOR_TESTS = "testing"
 # The public door and the command line import what they need when they need it.
 _LAZY = {"rocllm", "rocllm.cli"}
 # Packages that are not in the standard library, and who may use them.
-_THIRD_PARTY = {"rich": "cli", "typer": "cli", "xllamacpp": "server"}
+_THIRD_PARTY = {
+    "huggingface_hub": "catalog",
+    "rich": "cli",
+    "typer": "cli",
+    "xllamacpp": "server",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,192 @@
+"""Checks of the ROCm user space, and of the code that is there for the GPU's chip. Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Sequence
+
+from rocllm.devices import Device
+from rocllm.doctor._bundles import ANY_CHIP, covers
+from rocllm.doctor._check_engine import NOT_HERE
+from rocllm.doctor._check_system import NOT_TOLD
+from rocllm.doctor.types import (
+    EngineFiles,
+    Facts,
+    GfxTargets,
+    Missing,
+    RocmInstall,
+    Verdict,
+    fail,
+    ok,
+    unknown,
+    warn,
+)
+
+_ROCM = re.compile(r"lib(?:amdhip64|rocblas|hipblas|hipblaslt|hsa-runtime64|rocsolver)\.so\.\d+")
+# The directories of AMD's packages.
+_VERSIONED = re.compile(r"/(?:rocm|core)-(\d+(?:\.\d+)*)/")
+# Names of ROCm's libraries by its major version (ROCm 6.3.3, 7.2 and 10.0).
+_BELONGS = {
+    "libamdhip64.so.6": "ROCm 6",
+    "librocblas.so.4": "ROCm 6",
+    "libhipblas.so.2": "ROCm 6",
+    "libamdhip64.so.7": "ROCm 7 or later",
+    "librocblas.so.5": "ROCm 7 or later",
+    "libhipblas.so.3": "ROCm 7 or later",
+}
+_OTHER_BUILD = "use a llama-server that is built for it, or one with Vulkan"
+_LISTED = 12
+
+
+def check_rocm(facts: Facts) -> Verdict:
+    """ROCm's libraries on the machine, and their versions."""
+    if facts.installs is None:
+        return unknown(NOT_TOLD)
+    shown = ", ".join(_shown(install) for install in facts.installs)
+    files = facts.engine_files
+    used = _used(files) if files else []
+    versions = dict.fromkeys(match[1] for path in used if (match := _VERSIONED.search(path)))
+    if len(versions) > 1:
+        return warn(
+            f"llama-server would mix libraries of ROCm {' and '.join(versions)}",
+            "leave one ROCm version in LD_LIBRARY_PATH",
+        )
+    if shown or used:
+        return ok(shown or f"in {os.path.dirname(used[0])}")
+    if files is not None and files.hip is not None:
+        return warn("none found, and llama-server is built for it", "install ROCm")
+    return ok("none found, and nothing here needs it")
+
+
+def _shown(install: RocmInstall) -> str:
+    return f"{install.version or 'version unknown'} ({install.libraries})"
+
+
+def _used(files: EngineFiles) -> list[str]:
+    """The ROCm libraries that llama-server finds."""
+    found = (path for name, path in files.libraries.items() if _ROCM.fullmatch(name))
+    return [os.path.realpath(path) for path in found]
+
+
+def check_libraries(facts: Facts) -> Verdict:
+    """Every library that llama-server and its HIP backend need is there."""
+    files = facts.engine_files
+    if files is None:
+        return unknown(_no_files(facts))
+    if files.script:
+        return unknown(f"{files.path} is a script, so its libraries cannot be told")
+    if not files.missing:
+        return ok(f"all {len(files.libraries)} found")
+    needed = [missing for missing in files.missing if "vulkan" not in missing.needed_by]
+    if not needed:
+        return warn(f"{_missing(files.missing)}: its Vulkan backend does not work")
+    found = _holding(facts.installs or (), needed)
+    if found is not None:
+        return fail(
+            f"{_missing(needed)}; {found} has it and is not searched",
+            "let the loader search there",
+            f'export LD_LIBRARY_PATH={shlex.quote(found)}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"',
+        )
+    belongs = next((_BELONGS[one.library] for one in needed if one.library in _BELONGS), None)
+    installed = ", ".join(install.version or "?" for install in facts.installs or ())
+    here = f"; installed: {installed}" if installed and belongs else ""
+    return fail(
+        f"{_missing(needed)}{here}",
+        f"install {belongs} (hip-runtime-amd, rocblas and hipblas of AMD's packages), or use a "
+        "llama-server that is built for the ROCm you have"
+        if belongs
+        else "install the packages that contain them, or use another build of llama-server",
+    )
+
+
+def _missing(missing: Sequence[Missing]) -> str:
+    names = ", ".join(one.library for one in missing[:_LISTED])
+    return f"{os.path.basename(missing[0].needed_by)} needs {names}, not found"
+
+
+def _holding(installs: Collection[RocmInstall], missing: Sequence[Missing]) -> str | None:
+    for install in installs:
+        if all(os.path.exists(f"{install.libraries}/{one.library}") for one in missing):
+            return install.libraries
+    return None
+
+
+def check_gpu_code(facts: Facts) -> Verdict:
+    """llama-server was compiled for the chip: HIP has no code that runs on all of them."""
+    files = facts.engine_files
+    if files is None:
+        return unknown(_no_files(facts))
+    chips = _chips(facts)
+    if files.targets is None or files.hip is None:
+        return _without_hip(files, chips)
+    name = os.path.basename(files.hip)
+    code = f"{name} has code for {_names(files.targets)}"
+    if not chips:
+        return ok(code)
+    answers = {chip: covers(files.targets, chip) for chip in chips}
+    lacking = [chip for chip, covered in answers.items() if covered is False]
+    if lacking:
+        return fail(f"{code}, not for {', '.join(lacking)}", _OTHER_BUILD)
+    if None in answers.values():
+        hidden = "is compressed" if files.targets.hidden else "is of an unknown format"
+        return unknown(f"the code in {name} {hidden} and does not tell its chips")
+    return ok(f"{code}; the GPU is {', '.join(chips)}")
+
+
+def _without_hip(files: EngineFiles, chips: Sequence[str]) -> Verdict:
+    if files.script:
+        return unknown(f"{files.path} is a script")
+    if files.vulkan:
+        return warn(
+            "llama-server has no ROCm code; it can use Vulkan",
+            "ROCm's masks do not hold for Vulkan, so the choice of the GPU is llama.cpp's",
+        )
+    if not chips:
+        return ok("llama-server has no ROCm code, and there is no GPU for it")
+    return fail(
+        "llama-server has no ROCm code: it is built for the CPU",
+        "use a llama-server that is built with ROCm, and set ROCM_LLAMA_SERVER_PATH to it",
+    )
+
+
+def check_rocblas(facts: Facts) -> Verdict:
+    """rocBLAS has kernels for the chip; without them llama-server aborts at a longer prompt."""
+    files = facts.engine_files
+    if files is None:
+        return unknown(_no_files(facts))
+    if files.rocblas is None:
+        needed = any(one.library.startswith("librocblas") for one in files.missing)
+        return unknown("rocBLAS is missing") if needed else ok("llama-server does not use rocBLAS")
+    if not files.rocblas_targets:
+        return unknown(f"{files.rocblas} does not tell for which chips it has kernels")
+    have = f"kernels for {', '.join(sorted(files.rocblas_targets)[:_LISTED])}"
+    lacking = [chip for chip in _chips(facts) if chip not in files.rocblas_targets]
+    if lacking:
+        return fail(
+            f"{have}, not for {', '.join(lacking)}",
+            "use a newer ROCm, your distribution's rocBLAS, or a llama-server with Vulkan",
+        )
+    return ok(have)
+
+
+def _chips(facts: Facts) -> list[str]:
+    """The chips that matter: of the GPU to be used, else of all that ROCm could use."""
+    devices: Sequence[Device] = facts.choice.devices or [
+        device for device in facts.machine.devices if device.kfd_node is not None
+    ]
+    return list(dict.fromkeys(device.gfx_target for device in devices if device.gfx_target))
+
+
+def _names(targets: GfxTargets) -> str:
+    if ANY_CHIP in targets.names:
+        return "any chip"
+    names = sorted(targets.names, key=lambda name: (len(name), name))
+    rest = len(names) - _LISTED
+    shown = ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return shown or "chips that it does not tell"
+
+
+def _no_files(facts: Facts) -> str:
+    return "no llama-server to look at" if facts.here else NOT_HERE
