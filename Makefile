@@ -26,7 +26,7 @@ demo: $(VENV)/.has-embedded
 
 test: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
-	$(RUN) pytest -n 2 $(ARGS)
+	$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(VENV)/.has-embedded-dev
 	$(RUN) ruff check

@@ -1,3 +1,87 @@
-"""rocllm"""
+"""Run GGUF language models on AMD GPUs, by starting and looking after llama-server.
+
+>>> import rocllm
+>>> with rocllm.load_model("demo") as model:  # doctest: +SKIP
+...     for token in model.generate("The capital of France is", max_tokens=16):
+...         print(token.text, end="", flush=True)
+
+What is heavy is imported when it is first used: `import rocllm` by itself does no work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rocllm.backends import LoadedInfo
+    from rocllm.client import AsyncTokenStream, TokenStream
+    from rocllm.devices import Device, discover_devices
+    from rocllm.endpoint import Endpoint
+    from rocllm.errors import RocllmError, RocllmWarning
+    from rocllm.gguf import ModelInfo, read_gguf
+    from rocllm.options import LoadOptions, SamplingOptions
+    from rocllm.results import Completion, Message, Timings, Token, Usage
+    from rocllm.text import AsyncTextModel, TextModel, load_model, load_model_async
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncTextModel",
+    "AsyncTokenStream",
+    "Completion",
+    "Device",
+    "Endpoint",
+    "LoadOptions",
+    "LoadedInfo",
+    "Message",
+    "ModelInfo",
+    "RocllmError",
+    "RocllmWarning",
+    "SamplingOptions",
+    "TextModel",
+    "Timings",
+    "Token",
+    "TokenStream",
+    "Usage",
+    "discover_devices",
+    "load_model",
+    "load_model_async",
+    "read_gguf",
+]
+
+_HOME = {
+    "AsyncTextModel": "text",
+    "AsyncTokenStream": "client",
+    "Completion": "results",
+    "Device": "devices",
+    "Endpoint": "endpoint",
+    "LoadOptions": "options",
+    "LoadedInfo": "backends",
+    "Message": "results",
+    "ModelInfo": "gguf",
+    "RocllmError": "errors",
+    "RocllmWarning": "errors",
+    "SamplingOptions": "options",
+    "TextModel": "text",
+    "Timings": "results",
+    "Token": "results",
+    "TokenStream": "client",
+    "Usage": "results",
+    "discover_devices": "devices",
+    "load_model": "text",
+    "load_model_async": "text",
+    "read_gguf": "gguf",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rocllm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"rocllm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,142 @@
+"""What every engine looks like from above: a `Backend` loads, a `LoadedModel` answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from rocllm.client import AsyncTokenStream, TokenStream
+from rocllm.devices import Device
+from rocllm.endpoint import Endpoint
+from rocllm.gguf import ModelInfo
+from rocllm.options import LoadOptions, SamplingOptions
+from rocllm.results import Message
+from rocllm.server import Buffer, LoadProgress
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What to load, how, and on what machine.
+
+    root: where the machine's file system begins. environ: the user's environment. cancel: set it
+    to give up. on_progress: is called from time to time while loading.
+    """
+
+    path: Path
+    options: LoadOptions
+    environ: Mapping[str, str] = field(repr=False)
+    root: Path = Path("/")
+    cancel: threading.Event | None = None
+    on_progress: Callable[[LoadProgress], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedInfo:
+    """What was loaded, where and how.
+
+    path: the model file. model: what the file says about itself. backend: the backend's name.
+    engine: the engine in words, with its version. devices: the GPUs in use; empty on the CPU.
+    device_because, engine_because, plan_because: why, a sentence each.
+    ctx_size: tokens of one slot, prompt and answer together. parallel: slots. n_gpu_layers: layers
+    on the GPU, -1 for all. buffers: memory that the engine says it allocated. warnings: what is
+    not as it was chosen. endpoint: where the server listens. pid: its process.
+    """
+
+    path: Path
+    model: ModelInfo
+    backend: str
+    engine: str
+    devices: tuple[Device, ...]
+    device_because: tuple[str, ...]
+    engine_because: tuple[str, ...]
+    plan_because: tuple[str, ...]
+    ctx_size: int
+    parallel: int
+    n_gpu_layers: int
+    buffers: tuple[Buffer, ...]
+    warnings: tuple[str, ...]
+    endpoint: Endpoint | None
+    pid: int | None
+
+    @property
+    def because(self) -> tuple[str, ...]:
+        """Every reason."""
+        return self.device_because + self.engine_because + self.plan_because
+
+
+class Connection(Protocol):
+    """The way to a loaded model; safe to use from several threads."""
+
+    def completion(self, prompt: str | Sequence[int], sampling: SamplingOptions) -> TokenStream:
+        """Continue a prompt, given as text or token ids."""
+
+    def chat(self, messages: Sequence[Message], sampling: SamplingOptions) -> TokenStream:
+        """Answer a conversation, through the model's chat template."""
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """The token ids of a text."""
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    def close(self) -> None:
+        """End every stream and close every connection."""
+
+
+class AsyncConnection(Protocol):
+    """The same for asyncio."""
+
+    def completion(
+        self, prompt: str | Sequence[int], sampling: SamplingOptions
+    ) -> AsyncTokenStream:
+        """Continue a prompt, given as text or token ids."""
+
+    def chat(self, messages: Sequence[Message], sampling: SamplingOptions) -> AsyncTokenStream:
+        """Answer a conversation, through the model's chat template."""
+
+    async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """The token ids of a text."""
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    async def aclose(self) -> None:
+        """End every stream and close every connection."""
+
+
+class LoadedModel(Protocol):
+    """A model that is in memory and answers."""
+
+    @property
+    def info(self) -> LoadedInfo:
+        """What was loaded, where and how."""
+
+    def connect(self) -> Connection:
+        """A way to it for blocking callers."""
+
+    def connect_async(self) -> AsyncConnection:
+        """A way to it for asyncio."""
+
+    def close(self) -> None:
+        """Unload it; nothing of it is left afterwards. Idempotent."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """An engine that can load models."""
+
+    @property
+    def name(self) -> str:
+        """The name under which it is registered."""
+
+    def available(self) -> bool:
+        """It can load models on this machine."""
+
+    def why_not(self) -> str | None:
+        """Why it is not available, and what to do about it; `None` when it is."""
+
+    def load(self, request: LoadRequest) -> LoadedModel:
+        """Load a model. Raises a `RocllmError` that says why it could not."""

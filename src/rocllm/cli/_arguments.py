@@ -1,0 +1,73 @@
+"""The options that several commands share; the names are those of `LoadOptions` and
+`SamplingOptions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+Model: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF file, or a name such as demo.")
+]
+Quiet: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only the answer: no notes, no progress.")
+]
+
+CtxSize: TypeAlias = Annotated[
+    int | None, typer.Option("--ctx-size", "-c", help="Context in tokens.", show_default=False)
+]
+NGpuLayers: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--n-gpu-layers", "-ngl", help="Layers on the GPU; -1: all.", show_default=False),
+]
+Device: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        help="A GPU by PCI address, ordinal or UUID, or cpu; may be repeated.",
+        show_default=False,
+    ),
+]
+CacheTypeK: TypeAlias = Annotated[
+    str | None, typer.Option("--cache-type-k", help="Type of the K cache.", show_default=False)
+]
+CacheTypeV: TypeAlias = Annotated[
+    str | None, typer.Option("--cache-type-v", help="Type of the V cache.", show_default=False)
+]
+FlashAttn: TypeAlias = Annotated[
+    str | None, typer.Option("--flash-attn", help="on, off or auto.", show_default=False)
+]
+Threads: TypeAlias = Annotated[
+    int | None, typer.Option("--threads", "-t", help="CPU threads.", show_default=False)
+]
+LlamaServer: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--llama-server", help="Path of a llama-server, or embedded.", show_default=False),
+]
+Host: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--host", help="Listen on TCP at this address.", show_default=False),
+]
+Port: TypeAlias = Annotated[
+    int | None, typer.Option("--port", help="Listen on TCP at this port.", show_default=False)
+]
+
+System: TypeAlias = Annotated[
+    str | None, typer.Option("--system", "-s", help="A system message.", show_default=False)
+]
+MaxTokens: TypeAlias = Annotated[
+    int, typer.Option("--max-tokens", "-n", help="At most so many tokens; -1: until it is full.")
+]
+Temperature: TypeAlias = Annotated[float, typer.Option("--temperature", help="0: greedy.")]
+TopK: TypeAlias = Annotated[int | None, typer.Option("--top-k", show_default=False)]
+TopP: TypeAlias = Annotated[float | None, typer.Option("--top-p", show_default=False)]
+MinP: TypeAlias = Annotated[float | None, typer.Option("--min-p", show_default=False)]
+RepeatPenalty: TypeAlias = Annotated[
+    float | None, typer.Option("--repeat-penalty", show_default=False)
+]
+Seed: TypeAlias = Annotated[int | None, typer.Option("--seed", show_default=False)]
+Stop: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False),
+]

@@ -1,0 +1,128 @@
+"""`rocllm run MODEL [PROMPT]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from rocllm.cli import _arguments as arguments
+from rocllm.cli._session import chosen, note, opened, timings_line
+from rocllm.client import TokenStream
+from rocllm.errors import OptionsError
+from rocllm.options import LoadOptions, SamplingOptions
+from rocllm.results import Completion, Message
+from rocllm.text import TextModel
+
+HELP = """Answer one prompt.
+
+The prompt is put through the model's chat template, if it has one; with --raw it is continued as it
+is. Without PROMPT, or with -, it is read from standard input. The answer goes to standard output,
+everything else to standard error.
+"""
+
+
+def _schema(text: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(text)
+    except ValueError as exc:
+        raise OptionsError(
+            f"--json-schema is not JSON: {exc}", remedy="""for example: '{"type": "object"}'"""
+        ) from exc
+    if not isinstance(schema, dict):
+        raise OptionsError(f"--json-schema must be a JSON object, got {text!r}")
+    return schema
+
+
+def run(
+    ctx: typer.Context,
+    model: arguments.Model,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - or nothing: standard input.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="The whole result as JSON.")] = False,
+    quiet: arguments.Quiet = False,
+    system: arguments.System = None,
+    max_tokens: arguments.MaxTokens = 256,
+    temperature: arguments.Temperature = 0.0,
+    top_k: arguments.TopK = None,
+    top_p: arguments.TopP = None,
+    min_p: arguments.MinP = None,
+    repeat_penalty: arguments.RepeatPenalty = None,
+    seed: arguments.Seed = None,
+    stop: arguments.Stop = None,
+    json_schema: Annotated[
+        Any, typer.Option(parser=_schema, metavar="JSON", help="A JSON schema for the answer.")
+    ] = None,
+    grammar: Annotated[
+        str | None,
+        typer.Option("--grammar", help="A GBNF grammar for the answer.", show_default=False),
+    ] = None,
+    ctx_size: arguments.CtxSize = None,
+    n_gpu_layers: arguments.NGpuLayers = None,
+    device: arguments.Device = None,
+    cache_type_k: arguments.CacheTypeK = None,
+    cache_type_v: arguments.CacheTypeV = None,
+    flash_attn: arguments.FlashAttn = None,
+    threads: arguments.Threads = None,
+    llama_server: arguments.LlamaServer = None,
+    host: arguments.Host = None,
+    port: arguments.Port = None,
+) -> None:
+    """Load the model, print the answer as it comes, then a line of timings."""
+    load = chosen(LoadOptions, ctx.params)
+    sampling = chosen(SamplingOptions, ctx.params)
+    text = _prompt(prompt)
+    with opened(model, load, quiet=quiet or json_output) as loaded:
+        with _stream(loaded, text, system, raw, sampling) as stream:
+            if json_output:
+                answer = _as_json(loaded, stream.read())
+                typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+                return
+            for token in stream:
+                _write(token.text)
+        _write("\n")
+        if not quiet:
+            note(timings_line(stream.usage, stream.timings))
+
+
+def _stream(
+    model: TextModel, prompt: str, system: str | None, raw: bool, sampling: SamplingOptions
+) -> TokenStream:
+    if raw or not model.info.model.chat_template:
+        return model.generate(prompt, sampling=sampling)
+    messages = [Message("system", system)] if system is not None else []
+    return model.chat([*messages, Message("user", prompt)], sampling=sampling)
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        text = argument
+    else:
+        if sys.stdin.isatty():
+            note("reading the prompt from standard input; end it with Ctrl-D")
+        # The newline with which a shell's pipe ends is not part of what the user means.
+        text = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    if not text:
+        raise OptionsError("the prompt is empty", remedy="give it as an argument, or pipe it in")
+    return text
+
+
+def _as_json(model: TextModel, completion: Completion) -> dict[str, Any]:
+    info = model.info
+    return {
+        "model": str(info.path),
+        "engine": info.engine,
+        "devices": [device.pci_address for device in info.devices],
+        "because": list(info.because),
+        **dataclasses.asdict(completion),
+    }
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
