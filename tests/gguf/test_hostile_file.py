@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rocllm.errors import InvalidGGUF
@@ -38,6 +38,8 @@ from rocllm.testing.gguf_writer import (
 from rocllm.testing.tiny_models import tiny_llama
 
 MOST_MEMORY = 64 * 2**20
+# How fast this machine is today is no business of these tests.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LARGE = (2**63, 2**64 - 1, 2**63 - 1, 2**62, 2**40, 2**32)
 
 
@@ -245,6 +247,7 @@ def test_mutations_end_as_a_file_or_as_invalid(byte_order: ByteOrder) -> None:
     assert peak < MOST_MEMORY
 
 
+@UNTIMED
 @given(st.binary(max_size=300))
 def test_noise_behind_a_header_is_handled(noise: bytes) -> None:
     """Random bytes where keys and tensors are promised."""
@@ -283,6 +286,7 @@ TENSORS = st.builds(
 )
 
 
+@UNTIMED
 @given(
     metadata=st.dictionaries(
         st.text(min_size=1, max_size=20).filter(lambda key: key != "general.alignment"), VALUES

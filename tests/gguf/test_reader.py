@@ -101,21 +101,40 @@ def test_an_unknown_type_of_tensor_is_kept_by_its_number(tmp_path: Path) -> None
     assert (old.type, old.offset) == ("F32", new.offset + 64)
 
 
-def test_large_arrays_are_counted_and_skipped(tmp_path: Path) -> None:
-    """What stands behind an array is found, however its strings lie in the reader's window."""
-    texts = ["x" * (number % 300) for number in range(5000)]
-    metadata: dict[str, Value] = {
-        "tokens": texts,
-        "huge": ["y" * 300_000, *["z"] * 2000, "y" * 700_000],
-        "scores": [float(number) for number in range(5000)],
-        "last": 7,
-    }
-    gguf = read_gguf(write_gguf(tmp_path / "m.gguf", metadata))
+@pytest.mark.parametrize("byte_order", ["little", "big"])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [0] * 3000,
+        [8] * 100_000,
+        [47, 48, 49] * 1000,
+        [*[5] * 1024, 300, *[5] * 1023, 2**16, 2**24, 7],
+        list(range(3000)),
+        [*[300_000, 3] * 3, *[1] * 2000, 700_000],
+    ],
+    ids=["empty", "windows", "limit", "long", "all", "larger than a window"],
+)
+def test_strings_are_counted_and_skipped(
+    tmp_path: Path, byte_order: ByteOrder, lengths: list[int]
+) -> None:
+    """What stands behind an array is found, whatever its strings look like."""
+    texts = ["\0" * length for length in lengths]
+    metadata: dict[str, Value] = {"before": 1, "texts": texts, "after": "x"}
+    gguf = read_gguf(write_gguf(tmp_path / "m.gguf", metadata, byte_order=byte_order))
     assert gguf.metadata == {
-        "tokens": ArrayInfo("string", 5000),
-        "huge": ArrayInfo("string", 2002),
+        "before": 1,
+        "texts": ArrayInfo("string", len(lengths)),
+        "after": "x",
+    }
+
+
+def test_long_arrays_of_numbers_are_counted_and_skipped(tmp_path: Path) -> None:
+    """Scores and token types are stepped over at once."""
+    metadata: dict[str, Value] = {"scores": [0.5] * 5000, "flags": [True] * 1025, "after": "x"}
+    assert read_gguf(write_gguf(tmp_path / "m.gguf", metadata)).metadata == {
         "scores": ArrayInfo("float32", 5000),
-        "last": 7,
+        "flags": ArrayInfo("bool", 1025),
+        "after": "x",
     }
 
 

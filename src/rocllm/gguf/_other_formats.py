@@ -46,7 +46,7 @@ def guess_format(head: bytes) -> Guess:
         if re.match(pattern, head):
             return Guess(what, remedy)
     if not head.strip(b"\0"):
-        return Guess("zeros at its beginning: the download did not finish", "download it again")
+        return Guess("all zeros at its beginning: the download did not finish", "download it again")
     text = head.decode(errors="ignore")
     if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c in "\r\n\t" for c in text):
         return Guess(f"a text that begins with {text[:40]!r}", "give the path of a .gguf file")

@@ -23,7 +23,7 @@ MAX_KEY: Final = 65535
 # what the largest real files have: a vocabulary of 262,144 tokens with 514,906 merges, some
 # thousand tensors, some hundred keys, chat templates of 30 KB, 20 MB before the tensors' data.
 MAX_KEYS: Final = 16_384
-MAX_TENSORS: Final = 32_768
+MAX_TENSORS: Final = 16_384
 MAX_STRINGS: Final = 2**21  # that are passed over in arrays, all together
 MAX_HEADER: Final = 256 * 2**20  # bytes before the tensors' data
 MAX_KEPT: Final = 40 * 2**20  # bytes of Python objects that are made of the header
