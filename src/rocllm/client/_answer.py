@@ -199,8 +199,7 @@ class Answer:
         if type(event) is not dict:
             return True  # null: the server has begun, or passes over another prompt
         if "tokens" not in event or event.get("stop") or "prompt_progress" in event:
-            self._take_other(event)
-            return True
+            return self._take_other(event)
         text, (number,) = event["content"], event["tokens"]
         count = event["tokens_predicted"]
         if type(text) is not str or type(number) is not int or type(count) is not int:
@@ -222,14 +221,18 @@ class Answer:
             self._last = event
         return self._assembler.add(Token(number, text, logprob), self._missing(count))
 
-    def _take_other(self, event: dict[str, Any]) -> None:
+    def _take_other(self, event: dict[str, Any]) -> bool:
         """The last event of `/completion`, an error, or progress of the prompt."""
         if "error" in event:
             raise server_error(self._what, event["error"])
         if event.get("stop"):
-            self._last = event
             self._finish = "length" if event["stop_type"] == "limit" else "stop"
+            assembler = self._assembler
+            if self._finish == "length" and assembler.withheld and assembler.vocabulary_wanted:
+                return False
+            self._last = event
             self._complete()
+        return True
 
     def _take_chat(self, event: Any) -> bool:
         """Take an event of `/v1/chat/completions`; `False` when the vocabulary is needed first."""
@@ -299,7 +302,7 @@ class Answer:
             cached = int(timings.get("cache_n", prompt - computed))
             self.usage = Usage(int(prompt), int(generated), cached)
             self._missing(generated)
-            self._assembler.end(generated)
+            self._assembler.end(generated, cut_off=self._finish == "length")
             self.timings = self._figures(timings, cached, computed)
         except (KeyError, TypeError, ValueError) as exc:
             raise self._unexpected("the last event has no usage or no timings") from exc

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from rocllm.client._errors import http_error
-from rocllm.client._ids import Vocabulary
 from rocllm.errors import OptionsError, ProtocolError
 from rocllm.options import SamplingOptions
 from rocllm.results import Message
@@ -126,14 +125,9 @@ def vocabulary_pieces(first: int, size: int) -> Call[list[bytes]]:
         "vocabulary",
         "POST",
         "/tokenize",
-        lambda answer: [_piece(token["piece"]) for token in answer["tokens"]],
+        lambda answer: [_piece(answer["tokens"], place) for place in range(len(tokens))],
         encode_json({"content": tokens, "with_pieces": True}),
     )
-
-
-def vocabulary(pieces: list[bytes], size: int) -> Vocabulary | None:
-    """The vocabulary, unless the server left something out."""
-    return Vocabulary(pieces) if size and len(pieces) == size else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,5 +255,6 @@ def _string(value: Any) -> str:
     return value
 
 
-def _piece(value: Any) -> bytes:
-    return value.encode() if isinstance(value, str) else bytes(value)
+def _piece(answers: Any, place: int) -> bytes:
+    piece = answers[place]["piece"]
+    return piece.encode() if isinstance(piece, str) else bytes(piece)
