@@ -105,7 +105,6 @@ def test_one_that_accepts_and_is_silent(tmp_path: Path) -> None:
     [
         (b"HTTP/1.1 200 OK\r\n\r\n", "ready"),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "loading"),
-        (b"HTTP/1.1 2000 What\r\n\r\n", "loading"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "loading"),
         (b"", "loading"),
     ],

@@ -7,7 +7,6 @@ the kernel counts for every engine alike.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +27,8 @@ POLL_INTERVAL = 0.01
 # Seconds that the log may lag behind the answer: llama.cpp writes it from a thread of its own, and
 # it is read by one of ours. A report without its devices would be taken for a failed offload.
 LOG_GRACE = 1.0
+# Bytes that count as progress, read or in memory.
+PROGRESS_STEP = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _wait_ready(
     on_progress: Callable[[LoadProgress], None] | None,
 ) -> None:
     total = model_path.stat().st_size
-    seen: tuple[int, ...] = ()
+    seen = (0, 0, 0)
     progressed = time.monotonic()
     while True:
         exit_status = process.wait(POLL_INTERVAL)
@@ -99,7 +100,7 @@ def _wait_ready(
         now = time.monotonic()
         if signs != seen:
             seen, progressed = signs, now
-            if on_progress is not None and signs:
+            if on_progress is not None:
                 on_progress(LoadProgress(min(signs[-1], total), total))
         elif now - progressed > start_timeout:
             raise StartTimeout(
@@ -119,15 +120,18 @@ def _wait_logged(process: ServerProcess, builder: LoadReportBuilder) -> None:
         process.wait(POLL_INTERVAL)
 
 
-def _signs_of_life(process: ServerProcess) -> tuple[int, ...]:
-    """Numbers that change while the child works; the last is its resident memory in bytes."""
-    output = process.output
+def _signs_of_life(process: ServerProcess) -> tuple[int, int, int]:
+    """Numbers that change while the child works; the last is its peak of memory, in bytes.
+
+    In steps, and the peak instead of the present, because our own questions for its health make a
+    hanging child read and allocate a little, too.
+    """
+    line = hash(process.output[-1:])
     try:
         io = Path(f"/proc/{process.pid}/io").read_text()
-        resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        memory = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
+        peak = int(memory.split()[0]) * 1024
+        read = sum(int(x.split()[1]) for x in io.splitlines() if x.startswith(("rchar", "read")))
     except (OSError, ValueError, IndexError):
-        return ()
-    read = sum(
-        int(line.split()[1]) for line in io.splitlines() if line.startswith(("rchar", "read"))
-    )
-    return (hash(output[-1:]), read, resident * os.sysconf("SC_PAGE_SIZE"))
+        return line, 0, 0  # it is gone, or not ours to look at
+    return line, read // PROGRESS_STEP, peak - peak % PROGRESS_STEP
