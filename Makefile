@@ -12,13 +12,14 @@ comma := ,
 export PIP_USER := 0
 export PROMPT
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-planner native clean
 
 help:
 	@echo "make demo    fetch a small model and print its answer"
 	@echo "make test    run all tests"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   run the benchmarks"
+	@echo "make native  build a llama-server from source (12 minutes on two cores)"
 	@echo "make clean   remove what make has made"
 
 demo: $(VENV)/.has-embedded
@@ -35,9 +36,16 @@ check: $(VENV)/.has-embedded-dev
 	$(RUN) pytest -q tests/test_layers.py tests/test_public_names.py
 
 bench: $(VENV)/.has-embedded-dev-bench
-	@for script in benchmarks/[!_]*.py; do \
+	@for script in $(filter-out benchmarks/planner.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; \
 	done
+
+# How well memory is predicted; with `make native` before it, on a second device too.
+bench-planner: $(VENV)/.has-embedded-dev-bench
+	@$(VENV)/bin/python benchmarks/planner.py
+
+native: $(VENV)/.has-embedded
+	@scripts/native $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

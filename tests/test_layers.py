@@ -33,6 +33,7 @@ _FOR_TESTS = "testing"
 _LAZY = {"rocllm", "rocllm.cli"}
 # Packages that are not in the standard library, and who may use them.
 _THIRD_PARTY = {
+    "httpx2": "catalog",  # what huggingface_hub raises when there is no network
     "huggingface_hub": "catalog",
     "rich": "cli",
     "typer": "cli",

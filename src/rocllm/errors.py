@@ -10,7 +10,7 @@
     │ ├ InvalidGGUF (ValueError)         carries the offset in the file
     │ ├ UnsupportedArchitecture
     │ └ DownloadFailed
-    ├ DoesNotFit
+    ├ DoesNotFit                         carries the plan and what would fit
     ├ ServerError                        carries argv, exit status, last output lines, text so far
     │ ├ BinaryNotFound (FileNotFoundError)
     │ ├ StartFailed
@@ -39,7 +39,10 @@ what is known about why, what to do next.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from rocllm.memory import MemoryPlan
 
 
 class RocllmError(Exception):
@@ -122,7 +125,24 @@ class DownloadFailed(ModelFileError):
 
 
 class DoesNotFit(RocllmError):
-    """The model does not fit into the memory that is free, the way it was asked for."""
+    """The model does not fit into the memory that is free, the way it was asked for.
+
+    `plan` is the smallest plan that was tried, with its numbers, `would_fit` what would fit, the
+    nearest first.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str | None = None,
+        remedy: str | None = None,
+        plan: MemoryPlan | None = None,
+        would_fit: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(what, why=why, remedy=remedy)
+        self.plan = plan
+        self.would_fit = would_fit
 
 
 class ServerError(RocllmError):

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
+from rocllm.errors import OptionsError
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a size as people write it: `16GiB`, `16 G`, `512M`, `16GB`, `1024`.
+
+    Memory is counted in powers of 1024: only a unit that is written `GB` means a power of 1000.
+
+    Raises `OptionsError` for anything else.
+
+    >>> parse_size("16GiB"), parse_size("1.5G"), parse_size("16GB")
+    (17179869184, 1610612736, 16000000000)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise OptionsError(f"{text!r} is no size", remedy="write it as 16GiB or 512MiB")
+    number, prefix, binary = match.groups()
+    decimal = text.strip().lower().endswith("b") and not binary
+    base = 1000 if decimal and prefix else 1024
+    factor: int = base ** " kmgt".index(prefix.lower() or " ")
+    return round(float(number) * factor)
 
 
 def format_bytes(size: int) -> str:

@@ -82,6 +82,9 @@ class Connection(Protocol):
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
 
+    def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
+
     def close(self) -> None:
         """End every stream and close every connection."""
 
@@ -102,6 +105,9 @@ class AsyncConnection(Protocol):
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
+
+    async def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
 
     async def aclose(self) -> None:
         """End every stream and close every connection."""

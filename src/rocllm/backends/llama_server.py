@@ -30,7 +30,16 @@ from rocllm.errors import (
     ServerError,
 )
 from rocllm.gguf import ModelInfo, read_model_info
-from rocllm.memory import MemoryPlan, plan_memory
+from rocllm.memory import (
+    Measurement,
+    MemoryPlan,
+    matching,
+    measured_parts,
+    plan_memory,
+    read_measurements,
+    read_memory,
+    store_measurement,
+)
 from rocllm.options import LoadOptions
 from rocllm.server import (
     LaunchCommand,
@@ -47,11 +56,6 @@ from rocllm.server import (
 
 # Tries with new ports, when the port is ours to choose and was taken between choosing and binding.
 _PORT_TRIES = 3
-# Tokens computed in one go. The server answers nothing meanwhile, so on a CPU, where a token takes
-# milliseconds, a batch is kept short (measured: cancelling takes 8 s with 2048, 1.8 s with 256).
-_BATCH_GPU = 2048
-_BATCH_CPU = 512
-_UBATCH = 512
 # Seconds that a stream waits for its server to be seen dead after its connection broke.
 _CRASH_NOTICE = 1.0
 
@@ -92,7 +96,17 @@ class LlamaServerBackend:
         choice = choose_devices(machine, options.devices)
         environ = child_environment(choice, request.environ)
         names = _engine_devices(binary, choice, environ)
-        plan = plan_memory(info, options, on_gpu=bool(names))
+        known = matching(
+            read_measurements(request.path, request.environ),
+            engine_name(binary),
+            [gpu.label for gpu in choice.devices],
+        )
+        plan = plan_memory(
+            info,
+            read_memory(choice.devices, request.root),
+            options,
+            measurements=known,
+        )
         return _Launch(request, info, binary, choice, names, plan, environ).run()
 
 
@@ -197,20 +211,21 @@ class _Launch:
     ) -> LlamaServerModel:
         chosen = self.choice.devices if self.device_names else ()
         try:
+            self._keep_measurement(report)
             notes = verify_devices(chosen, self.plan.n_gpu_layers, report)
-        except BaseException:
+            if self.choice.problem is not None:
+                notes = (f"the CPU is used: {self.choice.problem}", *notes)
+            for note in notes:
+                warnings.warn(note, RocllmWarning, stacklevel=2)
+        except BaseException:  # a warning is an error where the user says so
             process.stop()
             raise
-        if self.choice.problem is not None:
-            notes = (f"the CPU is used: {self.choice.problem}", *notes)
-        for note in notes:
-            warnings.warn(note, RocllmWarning, stacklevel=2)
         return LlamaServerModel(
             self._info(endpoint, process, report, notes), endpoint, process, self.run_dir
         )
 
     def _command(self, endpoint: Endpoint) -> LaunchCommand:
-        options, on_gpu = self.request.options, bool(self.device_names)
+        options, settings = self.request.options, self.plan.settings
         return build_command(
             self.binary,
             model_path=self.request.path,
@@ -220,15 +235,26 @@ class _Launch:
             parallel=self.plan.parallel,
             n_gpu_layers=self.plan.n_gpu_layers,
             device_names=self.device_names,
-            batch_size=options.batch_size or (_BATCH_GPU if on_gpu else _BATCH_CPU),
-            ubatch_size=options.ubatch_size or _UBATCH,
-            cache_type_k=options.cache_type_k or "f16",
-            cache_type_v=options.cache_type_v or "f16",
+            batch_size=settings.batch_size,
+            ubatch_size=settings.ubatch_size,
+            cache_type_k=settings.cache_type_k,
+            cache_type_v=settings.cache_type_v,
             flash_attn=options.flash_attn or "auto",
             threads=options.threads,
             environ=self.environ,
             config_home=self.run_dir.config_home,
         )
+
+    def _keep_measurement(self, report: LoadReport) -> None:
+        """What the load took, for the next plan."""
+        buffers = ((one.device, one.kind, one.size) for one in report.buffers)
+        measurement = Measurement(
+            engine_name(self.binary),
+            tuple(gpu.label for gpu in self.choice.devices),
+            self.plan.settings,
+            measured_parts(buffers, self.device_names),
+        )
+        store_measurement(self.request.path, measurement, self.request.environ)
 
     def _info(
         self,
@@ -241,7 +267,7 @@ class _Launch:
             path=self.request.path,
             model=self.info,
             backend=LlamaServerBackend.name,
-            engine=f"{self.binary.kind} llama-server {self.binary.version}",
+            engine=engine_name(self.binary),
             devices=self.choice.devices if self.device_names else (),
             device_because=self.choice.because,
             engine_because=(self.binary.found_by,),
@@ -254,6 +280,11 @@ class _Launch:
             endpoint=endpoint,
             pid=process.pid,
         )
+
+
+def engine_name(binary: ServerBinary) -> str:
+    """The engine in words, with its version: `native llama-server b11434-90e6a91`."""
+    return f"{binary.kind} llama-server {binary.version}"
 
 
 def _engine_devices(
@@ -272,7 +303,7 @@ def _engine_devices(
     wanted = ", ".join(f"{device.name} ({device.pci_address})" for device in choice.devices)
     seen = ", ".join(f"{device.name} ({device.description})" for device in listed) or "no GPU"
     raise OffloadFailed(
-        f"{wanted} was chosen, and {binary.kind} llama-server {binary.version} sees {seen}",
+        f"{wanted} was chosen, and {engine_name(binary)} sees {seen}",
         why="it was built without ROCm, or its ROCm libraries are missing or do not know this GPU",
         remedy="install a llama-server built for ROCm and set ROCM_LLAMA_SERVER_PATH to it; "
         "to run on the CPU, ask for it: device='cpu'",

@@ -27,7 +27,10 @@ COMMANDS = {
     "run": "Answer one prompt.",
     "chat": "Talk with a model.",
     "devices": "Show the GPUs, which one would be used, and why.",
+    "doctor": "Check the machine, and say what to do about what is wrong.",
     "show": "Show what a model file says about itself.",
+    "models": "List the models on this machine.",
+    "plan": "Show where every byte of a model would go, and which context fits.",
     "pull": "Fetch a model.",
 }
 

@@ -1,63 +1,159 @@
-"""Decide context, slots and layers. Pure."""
+"""Decide context, slots, layers and split. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rocllm.errors import OptionsError
+from rocllm.errors import DoesNotFit, OptionsError
 from rocllm.gguf import ModelInfo
+from rocllm.memory.alternatives import would_fit
+from rocllm.memory.available import Memory
+from rocllm.memory.estimate import Part
+from rocllm.memory.explain import reasons, remarks, shortage
+from rocllm.memory.fit import (
+    DEFAULT_CTX_SIZE,
+    Attempt,
+    Request,
+    room,
+    search,
+    settings_for,
+    try_settings,
+)
+from rocllm.memory.kv import check_cache_types
+from rocllm.memory.layers import shape_of
+from rocllm.memory.measured import Measurement
+from rocllm.memory.settings import Settings
 from rocllm.options import LoadOptions
-
-# What is enough for a conversation and fits next to every model; used until memory is planned.
-DEFAULT_CTX_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model will be loaded with.
+    """What a model will be loaded with, where each byte goes, and why.
 
-    ctx_size: tokens of one slot. parallel: slots. n_gpu_layers: -1 for all, 0 for none.
-    because: the reasons, a sentence each.
+    settings: everything that decides how much memory it takes. parts: what it takes, by place and
+    kind. memory: what there was. because: the reasons, a sentence each. remarks: what one should
+    know about the numbers.
     """
 
-    ctx_size: int
-    parallel: int
-    n_gpu_layers: int
+    settings: Settings
+    parts: tuple[Part, ...]
+    memory: Memory
     because: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def ctx_size(self) -> int:
+        """Tokens of one slot."""
+        return self.settings.ctx_size
+
+    @property
+    def parallel(self) -> int:
+        """Slots."""
+        return self.settings.parallel
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers on GPUs; -1: all, 0: none."""
+        return self.settings.n_gpu_layers
 
 
-def plan_memory(model: ModelInfo, options: LoadOptions, *, on_gpu: bool) -> MemoryPlan:
-    """The plan for `model` as `options` ask for it; what the user fixed stays fixed.
+def plan_memory(
+    model: ModelInfo,
+    memory: Memory,
+    options: LoadOptions,
+    *,
+    measurements: Sequence[Measurement] = (),
+) -> MemoryPlan:
+    """The longest useful context that really fits; what the user fixed stays fixed.
 
-    on_gpu: a GPU was chosen. Raises `OptionsError` for a context that the model does not have, and
-    for GPU layers without a GPU.
+    memory: what is free now, on the GPUs to use and on the host; no GPUs: the CPU is used.
+    measurements: what loading this model with this engine on these GPUs took before.
 
-    >>> plan_memory(info, LoadOptions(ctx_size=2048), on_gpu=False).ctx_size  # doctest: +SKIP
+    The context is the model's own, or the longest of 4096, 8192, 16384, … that fits with all
+    slots, with all layers on the GPU; where not even 4096 does, fewer layers. Without a GPU it also
+    stays modest: see `CPU_CONTEXT_SHARE`. It is 4096 (or the model's own, if that is less) when
+    nobody knows how much memory is free.
+
+    Raises `DoesNotFit`, `OptionsError` for a context that the model does not have, for GPU layers
+    without a GPU, for GPUs of different kinds, and for a cache type that the model cannot have.
+
+    >>> plan_memory(info, read_memory([]), LoadOptions(ctx_size=2048)).ctx_size  # doctest: +SKIP
     2048
     """
-    ctx_size, reason = _ctx_size(model, options)
-    n_gpu_layers = options.n_gpu_layers
-    if n_gpu_layers is None:
-        n_gpu_layers = -1 if on_gpu else 0
-    if n_gpu_layers != 0 and not on_gpu:
+    request = Request(shape_of(model), memory, options, tuple(measurements))
+    _check(request)
+    known = all(room(memory, gpu) is not None for gpu in _places(request))
+    attempt = search(request) if known else _default(request)
+    if attempt.lacks:
+        raise _does_not_fit(request, attempt)
+    return _plan(request, attempt, known=known)
+
+
+def _places(request: Request) -> Sequence[int | None]:
+    """The places whose free memory decides."""
+    return range(request.n_gpus) if request.n_gpus else (None,)
+
+
+def _default(request: Request) -> Attempt:
+    options = request.options
+    layers = options.n_gpu_layers
+    if layers is None:
+        layers = -1 if request.n_gpus else 0
+    ctx_size = options.ctx_size or min(DEFAULT_CTX_SIZE, request.longest)
+    return try_settings(request, settings_for(request, ctx_size, layers))
+
+
+def _plan(request: Request, attempt: Attempt, *, known: bool) -> MemoryPlan:
+    return MemoryPlan(
+        attempt.settings,
+        attempt.parts,
+        request.memory,
+        reasons(request, attempt, known=known),
+        remarks(request, attempt),
+    )
+
+
+def _check(request: Request) -> None:
+    options, info = request.options, request.shape.info
+    longest = info.context_length
+    if options.ctx_size is not None and longest and options.ctx_size > longest:
         raise OptionsError(
-            f"n_gpu_layers={n_gpu_layers}, but no GPU is used",
+            f"ctx_size={options.ctx_size} is more than the model has",
+            why=f"it was trained for {longest} tokens (context_length in the file)",
+            remedy=f"use ctx_size={longest} or less",
+        )
+    if options.n_gpu_layers and not request.n_gpus:
+        raise OptionsError(
+            f"n_gpu_layers={options.n_gpu_layers}, but no GPU is used",
             why="the model would run on the CPU without a word",
             remedy="see `rocllm devices`; leave n_gpu_layers away to run on the CPU",
         )
-    return MemoryPlan(ctx_size, options.parallel or 1, n_gpu_layers, (reason,))
+    check_cache_types(request.shape, settings_for(request, DEFAULT_CTX_SIZE, 0))
+    targets = {gpu.gfx_target for gpu in request.memory.gpus}
+    if len(targets) > 1:
+        raise OptionsError(
+            "GPUs of different kinds cannot be used together",
+            why="they have different instruction sets: "
+            + ", ".join(sorted(target or "unknown" for target in targets)),
+            remedy="choose GPUs of one kind",
+        )
 
 
-def _ctx_size(model: ModelInfo, options: LoadOptions) -> tuple[int, str]:
-    longest = model.context_length
-    if options.ctx_size is not None:
-        if longest is not None and options.ctx_size > longest:
-            raise OptionsError(
-                f"ctx_size={options.ctx_size} is more than the model has",
-                why=f"it was trained for {longest} tokens (context_length in the file)",
-                remedy=f"use ctx_size={longest} or less",
-            )
-        return options.ctx_size, f"context of {options.ctx_size} tokens: asked for"
-    if longest is not None and longest < DEFAULT_CTX_SIZE:
-        return longest, f"context of {longest} tokens: the model's own"
-    return DEFAULT_CTX_SIZE, f"context of {DEFAULT_CTX_SIZE} tokens: the default"
+def _does_not_fit(request: Request, attempt: Attempt) -> DoesNotFit:
+    info = request.shape.info
+    name = " ".join(part for part in (info.name, info.quantization) if part) or "the model"
+    settings = attempt.settings
+    what, why = shortage(request, attempt, attempt.lacks[0])
+    layers = f", {settings.n_gpu_layers} layers on the GPU" if settings.n_gpu_layers > 0 else ""
+    found = would_fit(request)
+    return DoesNotFit(
+        f"{name} does not fit with a context of {settings.ctx_size} tokens, "
+        f"parallel {settings.parallel}{layers}; {what}",
+        why=why,
+        remedy=f"this would fit: {'; or '.join(found)}"
+        if found
+        else "use a smaller model, or a machine with more memory",
+        would_fit=found,
+        plan=_plan(request, attempt, known=True),
+    )

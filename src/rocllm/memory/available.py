@@ -1,0 +1,126 @@
+"""How much memory is free, on GPUs and on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rocllm.devices import Device
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """The memory of a GPU, in bytes; `None`: not known.
+
+    label: what identifies it to a person. gfx_target: its instruction set. total: what ROCm can
+    allocate. free: what nobody uses. shared: it is part of the host's memory.
+    """
+
+    label: str
+    gfx_target: str | None = None
+    total: int | None = None
+    free: int | None = None
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The host's memory, in bytes; `None`: not known. free: what can be had without swapping."""
+
+    total: int | None = None
+    free: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What there is to put a model into. gpus: those that are to be used, none for the CPU."""
+
+    gpus: tuple[GpuMemory, ...] = ()
+    host: HostMemory = HostMemory()
+
+
+def read_memory(devices: Sequence[Device], root: Path = Path("/")) -> Memory:
+    """The memory of the chosen `devices` and of the host whose files are under `root`.
+
+    Never raises for what cannot be read: that is not known, then.
+
+    >>> read_memory([]).host.free is not None  # doctest: +SKIP
+    True
+    """
+    return Memory(tuple(map(gpu_memory, devices)), _host_memory(root))
+
+
+def gpu_memory(device: Device) -> GpuMemory:
+    """The memory of a device; what is in use and not known is nothing, as of a sleeping GPU."""
+    total = device.usable_memory
+    return GpuMemory(
+        label=device.label,
+        gfx_target=device.gfx_target,
+        total=total,
+        free=None if total is None else max(0, total - (device.used_memory or 0)),
+        shared=device.memory_pool == "gtt",
+    )
+
+
+def _host_memory(root: Path) -> HostMemory:
+    sizes = _read_table(root / "proc/meminfo", scale=1024)
+    total, free = sizes.get("MemTotal:"), sizes.get("MemAvailable:")
+    for limit, left in _cgroup_limits(root):
+        total = limit if total is None else min(total, limit)
+        free = left if free is None else min(free, left)
+    return HostMemory(total, free)
+
+
+def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and what is left of it, of the control group of this process and those around it.
+
+    Pages of files count as free: the kernel drops them when memory runs short.
+    """
+    for folder, files in _cgroup_folders(root):
+        limit = _read_number(folder / files[0])
+        used = _read_number(folder / files[1])
+        if limit is None or used is None or limit >= 2**60:  # version 1 writes "no limit" so
+            continue
+        cached = _read_table(folder / "memory.stat").get(files[2], 0)
+        yield limit, max(0, limit - used + cached)
+
+
+def _cgroup_folders(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+    version_2 = ("memory.max", "memory.current", "file")
+    mounted = root / "sys/fs/cgroup"
+    for line in _read_lines(root / "proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        inside = Path(path.lstrip("/"))
+        if controllers == "":
+            base, files = mounted, version_2
+        elif "memory" in controllers.split(","):
+            base, files = mounted / "memory", version_1
+        else:
+            continue
+        if ".." in inside.parts:
+            inside = Path()
+        for folder in (inside, *inside.parents):
+            yield base / folder, files
+
+
+def _read_table(path: Path, scale: int = 1) -> dict[str, int]:
+    table = {}
+    for line in _read_lines(path):
+        name, number = [*line.split(), "", ""][:2]
+        if number.isdigit():
+            table[name] = int(number) * scale
+    return table
+
+
+def _read_number(path: Path) -> int | None:
+    lines = _read_lines(path)
+    return int(lines[0]) if lines and lines[0].strip().isdigit() else None
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
