@@ -7,17 +7,38 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rocllm.catalog import resolve_model
 from rocllm.cli._arguments import Model
+from rocllm.cli._session import opened
 from rocllm.errors import ModelFileError
-from rocllm.gguf import ArrayInfo, GGUFFile, MetadataValue, ModelInfo, model_info, read_splits
+from rocllm.gguf import (
+    ArrayInfo,
+    GGUFFile,
+    MetadataValue,
+    ModelInfo,
+    model_info,
+    read_model_info,
+    read_splits,
+)
+from rocllm.options import LoadOptions
+from rocllm.results import Message
 from rocllm.units import format_bytes, format_count
 
 HELP = "Show what a model file says about itself."
+
+# Nothing is generated, so the smallest context there is will do.
+_TEMPLATE_CTX = 256
+_EXAMPLE = (
+    Message("system", "You are helpful."),
+    Message("user", "Hello!"),
+    Message("assistant", "Hi, what can I do for you?"),
+    Message("user", "Explain gravity."),
+)
 
 
 def show(
@@ -25,9 +46,17 @@ def show(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print JSON: all metadata and tensors, too.")
     ] = False,
+    template: Annotated[
+        bool,
+        typer.Option("--template", help="Print the chat template, and what it makes of a talk."),
+    ] = False,
 ) -> None:
     """Show what a model file says about itself."""
-    parts = read_splits(resolve_model(model, os.environ))
+    path = resolve_model(model, os.environ)
+    if template:
+        _show_template(path)
+        return
+    parts = read_splits(path)
     info: ModelInfo | None = None
     problem: ModelFileError | None = None
     try:
@@ -44,6 +73,21 @@ def show(
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         typer.echo(f"{label:<{width}}  {_printable(text)}")
+
+
+def _show_template(path: Path) -> None:
+    """The template from the file; what comes of it is llama-server's work, so it is asked."""
+    text = read_model_info(path).chat_template
+    typer.echo(
+        _lines(text) if text else "(the file has no chat template: llama-server uses ChatML)"
+    )
+    options = LoadOptions(device="cpu", ctx_size=_TEMPLATE_CTX)
+    with opened(str(path), options, quiet=True) as model:
+        typer.echo(f"\n(what llama-server makes of it)\n{_lines(model.apply_template(_EXAMPLE))}")
+
+
+def _lines(text: str) -> str:
+    return "\n".join(_printable(line) for line in text.split("\n"))
 
 
 def _about_model(info: ModelInfo) -> Iterator[tuple[str, str]]:

@@ -82,6 +82,10 @@ class TextModel:
         """The text of token ids."""
         return self._connection.detokenize(tokens)
 
+    def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
+        return self._connection.apply_template(checked_messages(messages))
+
     def close(self) -> None:
         """End every stream, unload the model and leave nothing behind. Idempotent."""
         if self._abandoned.detach() is not None:
@@ -153,6 +157,10 @@ class AsyncTextModel:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
         return await self._connection.detokenize(tokens)
+
+    async def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation."""
+        return await self._connection.apply_template(checked_messages(messages))
 
     async def aclose(self) -> None:
         """End every stream, unload the model and leave nothing behind. Idempotent."""
