@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rocllm.units import format_bytes, format_count, format_seconds
+from rocllm.errors import OptionsError
+from rocllm.units import format_bytes, format_count, format_seconds, parse_size
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,28 @@ def test_format_seconds(seconds: float, text: str) -> None:
 def test_format_count(count: int, text: str) -> None:
     """A count is written as model cards write it."""
     assert format_count(int(count)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1024", 1024),
+        ("17 B", 17),
+        ("16GiB", 16 * 1024**3),
+        (" 16 G ", 16 * 1024**3),
+        ("1.5g", 3 * 1024**3 // 2),
+        ("512MiB", 512 * 1024**2),
+        ("16GB", 16 * 1000**3),
+        ("2TiB", 2 * 1024**4),
+    ],
+)
+def test_parse_size(text: str, size: int) -> None:
+    """Powers of 1024, unless the unit says otherwise."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1e9", "16XB", "16 GiB free", "٣GiB"])
+def test_what_is_no_size(text: str) -> None:
+    """It is refused with an example."""
+    with pytest.raises(OptionsError, match="is no size"):
+        parse_size(text)

@@ -218,10 +218,18 @@ def test_words_count_more_than_the_signal() -> None:
 
 
 def test_a_cosmetic_line_of_rocm_is_no_cause() -> None:
-    """Every ROCm build prints it; before a kill it says nothing about the kill."""
+    """Every ROCm build prints it; before a crash it says nothing about the crash."""
     output = ("/opt/amdgpu/share/libdrm/amdgpu.ids: No such file or directory",)
-    found = diagnose(ARGV, -signal.SIGKILL, output, ready=True)
-    assert "somebody killed it" in str(found)
+    found = diagnose(ARGV, -signal.SIGSEGV, output, ready=True)
+    assert "memory that is not its own" in str(found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_who_was_killed_from_outside_did_not_say_why(number: signal.Signals) -> None:
+    """What it printed before was about something else."""
+    found = diagnose(ARGV, -number, ("ROCm error: out of memory",), ready=True)
+    assert type(found) is ServerCrashed
+    assert "somebody" in str(found)
 
 
 @pytest.mark.parametrize("ready", [True, False])
