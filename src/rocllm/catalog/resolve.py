@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rocllm import env
 from rocllm.catalog.demo import DEMO
+from rocllm.catalog.discover import discover_models
+from rocllm.catalog.hub import HUB_PREFIX
+from rocllm.catalog.match import Entry, match_name
+from rocllm.catalog.names import SUFFIX, is_companion, parse_name
 from rocllm.catalog.packaged import is_whole
+from rocllm.catalog.sources import named_folders, own_folder
+from rocllm.catalog.stores import find_files, store_folders
 from rocllm.errors import ModelNotFound
 
-_SUFFIX = ".gguf"
-# A model in several files is named by its first (llama.cpp's llama_split_path, src/llama.cpp).
-_LATER_SPLIT = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
+_PATH_BEGINNINGS = ("/", "./", "../", "~/")
 _MOST_LISTED = 10
 
 
 def resolve_model(name_or_path: str | os.PathLike[str], environ: Mapping[str, str]) -> Path:
     """The absolute path of the model file that is meant.
 
-    name_or_path: the path of a GGUF file; or `demo`; or the name of a file in the folders of
-        `ROCM_MODEL_DIR` or in rocllm's data directory, with or without `.gguf`, or the beginning
-        of one that no other name shares. What has a separator in it is always a path.
+    name_or_path: the path of a GGUF file; or `demo`; or a name that `discover_models` lists, with
+        or without `.gguf`; or the beginning of one that no other name shares; or `NAME:Q4_K_M` with
+        a quantisation. What begins with `/`, `./`, `../` or `~/` is always a path.
 
     Raises `ModelNotFound`, which says where was looked and names the nearest.
 
@@ -35,16 +38,22 @@ def resolve_model(name_or_path: str | os.PathLike[str], environ: Mapping[str, st
     given = os.fspath(name_or_path)
     if not given:
         raise ModelNotFound("no model was named", remedy=_suggest("", environ))
-    if isinstance(name_or_path, os.PathLike) or os.sep in given:
+    if isinstance(name_or_path, os.PathLike) or given.startswith(_PATH_BEGINNINGS):
         return _resolve_path(given, environ)
     if given == DEMO.name:
         return _resolve_demo(environ)
     if os.path.isfile(given):
         return _resolve_path(given, environ)
-    found = _match(given, list_models(environ))
+    found = find_by_name(given.removeprefix(HUB_PREFIX), environ)
     if found is not None:
         return found
-    if os.path.lexists(given):
+    if given.startswith(HUB_PREFIX):
+        raise ModelNotFound(
+            f"the model {given!r} has not been fetched yet",
+            why=f"it is not in {env.hub_cache(environ)}",
+            remedy=f"rocllm pull {given}",
+        )
+    if os.sep in given or os.path.lexists(given):
         return _resolve_path(given, environ)
     raise ModelNotFound(
         f"no model {given!r}",
@@ -54,20 +63,66 @@ def resolve_model(name_or_path: str | os.PathLike[str], environ: Mapping[str, st
 
 
 def list_models(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """The GGUF files in the folders of `ROCM_MODEL_DIR` and in rocllm's data directory.
+    """The model files that can be called by name, without reading them.
 
-    Of files with the same name the first folder's counts; of a model in several files the first.
+    Of models with the same name the first counts, in the order of `rocllm.catalog.sources`.
     """
-    models: dict[str, Path] = {}
-    for folder in _folders(environ):
-        for path in _ggufs(folder):
-            models.setdefault(path.name, path)
-    return tuple(models.values())
+    return tuple(entry.path for entry in _entries(environ))
 
 
-def _folders(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    folders = (*env.model_dirs(environ), env.data_dir(environ) / "models")
-    return tuple(Path(os.path.abspath(folder)) for folder in folders)
+def _entries(environ: Mapping[str, str]) -> tuple[Entry, ...]:
+    first: dict[str, Entry] = {}
+    for file in find_files(environ):
+        if not file.names or is_companion(file.path.name):
+            continue
+        if file.problem or os.path.isfile(file.path):
+            quantization = parse_name(file.path.name).quantization
+            entry = Entry(file.path, file.names, quantization, file.problem)
+            first.setdefault(file.names[0], entry)
+    return tuple(first.values())
+
+
+def find_by_name(name: str, environ: Mapping[str, str]) -> Path | None:
+    """The model of that name, also by its beginning or as `NAME:QUANTIZATION`; `None`: none is.
+
+    Raises `ModelNotFound` where several could be meant, and where its file is known to be missing.
+    """
+    found = match_name(name, _entries(environ))
+    if not found and ":" in name:
+        # Files need not say in their names how they are quantised: now they have to be read.
+        found = match_name(
+            name,
+            [
+                Entry(model.path, model.names, model.quantization)
+                for model in discover_models(environ)
+                if model.names and model.problem is None
+            ],
+        )
+    if len(found) > 1:
+        raise ModelNotFound(
+            f"{name!r} is the beginning of several names",
+            why=_listing(entry.names[0] for entry in found),
+            remedy="give more of the name",
+        )
+    if found and found[0].problem:
+        raise ModelNotFound(
+            f"the model {name!r} cannot be used",
+            why=f"{str(found[0].path)!r}: {found[0].problem}",
+            remedy="fetch it again with the program that it belongs to",
+        )
+    return found[0].path if found else None
+
+
+def _resolve_demo(environ: Mapping[str, str]) -> Path:
+    for folder in (*named_folders(environ), own_folder(environ)):
+        path = folder / DEMO.file_name
+        if is_whole(path, DEMO):
+            return path
+    raise ModelNotFound(
+        "the demo model has not been fetched yet",
+        why=f"there is no {DEMO.file_name} in {_searched(environ)}",
+        remedy="rocllm pull demo",
+    )
 
 
 def _ggufs(folder: Path) -> list[Path]:
@@ -78,38 +133,10 @@ def _ggufs(folder: Path) -> list[Path]:
     return [
         folder / name
         for name in names
-        if name.lower().endswith(_SUFFIX)
-        and not _LATER_SPLIT.search(name)
+        if name.lower().endswith(SUFFIX)
+        and parse_name(name).part == 1
         and os.path.isfile(folder / name)
     ]
-
-
-def _match(name: str, models: Iterable[Path]) -> Path | None:
-    starting: list[Path] = []
-    for path in models:
-        if name in (path.name, path.stem):
-            return path
-        if path.name.lower().startswith(name.lower()):
-            starting.append(path)
-    if len(starting) > 1:
-        raise ModelNotFound(
-            f"{name!r} is the beginning of several names",
-            why=_listing(path.stem for path in starting),
-            remedy="give more of the name",
-        )
-    return starting[0] if starting else None
-
-
-def _resolve_demo(environ: Mapping[str, str]) -> Path:
-    for folder in _folders(environ):
-        path = folder / DEMO.file_name
-        if is_whole(path, DEMO):
-            return path
-    raise ModelNotFound(
-        "the demo model has not been fetched yet",
-        why=f"there is no {DEMO.file_name} in {_searched(environ)}",
-        remedy="rocllm pull demo",
-    )
 
 
 def _resolve_path(given: str, environ: Mapping[str, str]) -> Path:
@@ -145,7 +172,7 @@ def _resolve_path(given: str, environ: Mapping[str, str]) -> Path:
 def _searched(environ: Mapping[str, str]) -> str:
     return ", ".join(
         str(folder) if os.path.isdir(folder) else f"{folder} (no such directory)"
-        for folder in _folders(environ)
+        for folder in (*named_folders(environ), own_folder(environ), *store_folders(environ))
     )
 
 
@@ -153,14 +180,15 @@ def _suggest(name: str, environ: Mapping[str, str], nearby: Iterable[Path] = ())
     near = difflib.get_close_matches(name, [path.name for path in nearby], n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    names = [DEMO.name, *(path.stem for path in list_models(environ))]
-    near = difflib.get_close_matches(name.lower().removesuffix(_SUFFIX), names, n=1)
+    names = [DEMO.name, *(entry.names[0] for entry in _entries(environ))]
+    lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower().removesuffix(SUFFIX), lower, n=1)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {lower[near[0]]!r}?"
     return f"give the path of a .gguf file, or one of these names: {_listing(names)}"
 
 
 def _listing(names: Iterable[str]) -> str:
-    listed = list(names)
+    listed = [name if name.isprintable() else repr(name) for name in names]
     rest = len(listed) - _MOST_LISTED
     return ", ".join(listed[:_MOST_LISTED]) + (f" and {rest} more" if rest > 0 else "")

