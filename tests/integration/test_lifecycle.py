@@ -61,9 +61,9 @@ def test_info_says_what_is_used(demo_model: Path) -> None:
         assert info.backend == "rocm"
         assert "llama-server" in info.engine
         assert info.devices == ()
-        assert (info.ctx_size, info.parallel, info.n_gpu_layers) == (4096, 1, 0)
+        assert (info.ctx_size, info.parallel, info.n_gpu_layers) == (8192, 1, 0)
         assert {buffer.kind for buffer in info.buffers} >= {"model", "KV", "compute"}
-        assert any("context of 4096" in reason for reason in info.because)
+        assert any("context of 8192" in reason for reason in info.because)
         assert info.endpoint is not None
         assert info.endpoint.socket_path is not None
         assert Path(info.endpoint.socket_path).parent.stat().st_mode & 0o777 == 0o700

@@ -126,6 +126,14 @@ def test_several_gpus() -> None:
     assert value_of("--n-gpu-layers", command) == "20"
 
 
+def test_layers_are_split_as_planned() -> None:
+    """The shares of the plan are passed on, so that the server does not choose its own."""
+    flags = {**NEW_FLAGS, "--tensor-split": "N0,N1,..."}
+    argv = build(flags, device_names=("ROCm0", "ROCm1"), split=(20, 13)).argv
+    assert argv[argv.index("--tensor-split") + 1] == "20,13"
+    assert argv[argv.index("--split-mode") + 1] == "layer"
+
+
 @pytest.mark.parametrize(
     ("ctx_size", "parallel", "total"),
     [(1, 1, 256), (256, 1, 256), (257, 1, 512), (4000, 3, 12288), (4096, 4, 16384)],

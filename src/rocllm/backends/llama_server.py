@@ -235,6 +235,7 @@ class _Launch:
             parallel=self.plan.parallel,
             n_gpu_layers=self.plan.n_gpu_layers,
             device_names=self.device_names,
+            split=settings.split,
             batch_size=settings.batch_size,
             ubatch_size=settings.ubatch_size,
             cache_type_k=settings.cache_type_k,

@@ -40,6 +40,7 @@ def build_command(
     parallel: int,
     n_gpu_layers: int,
     device_names: Sequence[str],
+    split: Sequence[int] = (),
     batch_size: int,
     ubatch_size: int,
     cache_type_k: str,
@@ -52,7 +53,8 @@ def build_command(
     """The command for one model on one endpoint.
 
     ctx_size: tokens of one slot. n_gpu_layers: -1 for all. device_names: llama.cpp's names, such as
-    `ROCm0`; empty for the CPU. environ: the environment after the device mask has been set.
+    `ROCm0`; empty for the CPU. split: layers for each of several devices. environ: the environment
+    after the device mask has been set.
 
     Raises `StartFailed` if the binary lacks a flag that cannot be done without.
     """
@@ -76,6 +78,9 @@ def build_command(
     flags.add("--device", ",".join(device_names) or "none")
     if len(device_names) == 1:
         flags.add("--split-mode", "none")
+    if split:
+        flags.need("--split-mode", "layer")
+        flags.need("--tensor-split", ",".join(map(str, split)))
     flags.add("--fit", "off")
     flags.flash_attn(flash_attn)
     flags.add("--cache-type-k", cache_type_k)

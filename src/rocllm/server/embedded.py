@@ -58,6 +58,11 @@ def _set_threads_batch(_xllamacpp: Any, params: Any, value: str) -> None:
     params.cpuparams_batch.n_threads = int(value)
 
 
+def _set_tensor_split(_xllamacpp: Any, params: Any, value: str) -> None:
+    shares = [float(share) for share in value.split(",")]
+    params.tensor_split = [*shares, *[0.0] * (len(params.tensor_split) - len(shares))]
+
+
 def _set_device(xllamacpp: Any, params: Any, value: str) -> None:
     """The wheel cannot select devices; it uses all that the environment shows, or none."""
     if value == "none":
