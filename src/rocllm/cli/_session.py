@@ -19,7 +19,7 @@ from rocllm.catalog import resolve_model
 from rocllm.cli.pull import pull_demo
 from rocllm.errors import RocllmWarning
 from rocllm.options import LoadOptions, Options, build_options
-from rocllm.results import Timings, Usage
+from rocllm.results import Timings, Token, Usage
 from rocllm.server import LoadProgress
 from rocllm.text import TextModel, load_model
 from rocllm.units import format_seconds
@@ -61,6 +61,15 @@ def timings_line(usage: Usage | None, timings: Timings | None) -> str:
     if timings.prompt_per_second is not None:
         prompt += f", {timings.prompt_per_second:.1f} tok/s"
     return "; ".join([*parts, prompt, f"{format_seconds(timings.total_seconds)} in all"])
+
+
+def say(token: Token, *, quiet: bool = False) -> None:
+    """A token of the answer to standard output, one of the thinking before it to standard error."""
+    if token.reasoning and quiet:
+        return
+    stream = sys.stderr if token.reasoning else sys.stdout
+    stream.write(token.text)
+    stream.flush()
 
 
 def note(text: str) -> None:

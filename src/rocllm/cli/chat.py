@@ -8,7 +8,7 @@ import sys
 import typer
 
 from rocllm.cli import _arguments as arguments
-from rocllm.cli._session import chosen, note, opened, timings_line
+from rocllm.cli._session import chosen, note, opened, say, timings_line
 from rocllm.errors import RequestError
 from rocllm.options import LoadOptions, SamplingOptions
 from rocllm.results import Message
@@ -121,8 +121,7 @@ class _Conversation:
         try:
             with stream:
                 for token in stream:
-                    sys.stdout.write(token.text)
-                    sys.stdout.flush()
+                    say(token, quiet=self.quiet)
         except KeyboardInterrupt:
             typer.echo("\n[stopped]", err=True)
         except RequestError as exc:

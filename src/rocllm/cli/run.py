@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rocllm.cli import _arguments as arguments
-from rocllm.cli._session import chosen, note, opened, timings_line
+from rocllm.cli._session import chosen, note, opened, say, timings_line
 from rocllm.client import TokenStream
 from rocllm.errors import OptionsError
 from rocllm.options import LoadOptions, SamplingOptions
@@ -84,8 +84,8 @@ def run(
                 typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
                 return
             for token in stream:
-                _write(token.text)
-        _write("\n")
+                say(token, quiet=quiet)
+        typer.echo()
         if not quiet:
             note(timings_line(stream.usage, stream.timings))
 
@@ -121,8 +121,3 @@ def _as_json(model: TextModel, completion: Completion) -> dict[str, Any]:
         "because": list(info.because),
         **dataclasses.asdict(completion),
     }
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
