@@ -14,7 +14,7 @@ from tests.client.both import KINDS, Ask, Kind, call, consume, read
 from tests.client.scripted import DEADLINE, Caller, Script, ScriptedServer
 from tests.client.wire import chunk, event, final, stream, token
 
-from rocllm.client import AsyncClient, AsyncTokenStream, Client
+from rocllm.client import AsyncClient, AsyncTokenStream, Client, _sockets, _transports
 from rocllm.client._http import KEEP_ALIVE_REQUESTS
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
@@ -182,6 +182,31 @@ def test_one_connection_for_many_requests(kind: Kind) -> None:
     with ScriptedServer(plays(props, 200)) as server:
         call(kind, server.endpoint, *[lambda client: client.props()] * count)
     assert server.connections == 2
+
+
+@both
+def test_an_idle_connection_is_retired(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server may be closing at this moment is not used again."""
+    for module in (_sockets, _transports):
+        monkeypatch.setattr(module, "KEEP_ALIVE_SECONDS", 0.0)
+    with ScriptedServer(plays(wire.answer({}), 200)) as server:
+        call(kind, server.endpoint, *[lambda client: client.props()] * 3)
+    assert server.connections == 3
+
+
+@both
+def test_nothing_is_left_open(kind: Kind) -> None:
+    """Streams that end well, end badly or are refused leave no file descriptor."""
+    refusal = wire.answer(wire.error(503, "Loading", "unavailable_error"), "503 Busy")
+    scripts = [plays(data) for data in (WHOLE, HALF, refusal)] * 5
+    with ScriptedServer(*scripts) as server:
+        before = set(os.listdir("/proc/self/fd"))
+        for _ in scripts:
+            consume(kind, server.endpoint, completion)
+        gc.collect()
+        left = set(os.listdir("/proc/self/fd")) - before
+    # The server's own ends close when its scripts do, which may be a moment later.
+    assert len(left) <= 1
 
 
 @both

@@ -89,6 +89,16 @@ def timed_out(what: str, endpoint: object, timeout: tuple[str, float | None]) ->
     )
 
 
+def unexpected(what: str, why: str, status: int | None = None) -> ProtocolError:
+    """The answer is of another shape."""
+    return ProtocolError(
+        f"{what}: the server's answer is not what a llama-server says",
+        why=why,
+        remedy="check that the address is that of a llama-server",
+        status=status,
+    )
+
+
 def too_long(what: str, limit: int) -> ProtocolError:
     """An answer that no llama-server gives."""
     return ProtocolError(f"{what}: the server's answer has more than {limit} bytes")

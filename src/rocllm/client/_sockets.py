@@ -129,13 +129,7 @@ class Exchange:
     It opens with the first `receive`; any thread may close it.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        what: str,
-        request: bytes,
-        timeout: Timeout,
-    ) -> None:
+    def __init__(self, pool: Pool, what: str, request: bytes, timeout: Timeout) -> None:
         self._pool = pool
         self._what = what
         self._request = request
@@ -155,12 +149,13 @@ class Exchange:
 
     def settle(self, response: Response) -> None:
         """Read the end of a response that says no more, and keep the connection for another."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             return
         try:
-            self._connection.set_timeout(SETTLE)
+            connection.set_timeout(SETTLE)
             while not response.complete:
-                data = self._connection.socket.recv(_RECEIVE)
+                data = connection.socket.recv(_RECEIVE)
                 if not data:
                     return
                 response.feed(data)
@@ -170,8 +165,9 @@ class Exchange:
 
     def release(self, response: Response) -> None:
         """Keep the connection for another request, if it can carry one."""
-        if self._connection is not None and response.reusable:
-            connection, self._connection = self._connection, None
+        connection = self._connection
+        if connection is not None and response.reusable:
+            self._connection = None
             self._pool.keep(connection)
 
     def close(self) -> None:
@@ -193,10 +189,17 @@ class Exchange:
         return data
 
     def _open(self, *, fresh: bool) -> Connection:
+        self._check_open()
+        connection = self._pool.take(self._what, fresh=fresh)
+        self._connection = connection
+        if self._closed:  # meanwhile
+            self.close()
+        self._check_open()
+        return connection
+
+    def _check_open(self) -> None:
         if self._closed:
             raise stream_closed(self._what, "the stream is closed")
-        self._connection = self._pool.take(self._what, fresh=fresh)
-        return self._connection
 
     def _ask(self, connection: Connection) -> bytes:
         connection.requests += 1

@@ -52,9 +52,9 @@ class TokenAssembler:
         return not self._held and not self._stop_tokens
 
     @property
-    def withheld(self) -> bool:
-        """There are tokens whose text has not come."""
-        return bool(self._held)
+    def lacks_text(self) -> bool:
+        """Tokens are held whose text only the vocabulary can tell."""
+        return self.vocabulary_wanted and bool(self._held)
 
     def add(self, token: Token, missing: int = 0) -> bool:
         """Take the next token, before which `missing` others were generated and not told.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 
 from rocllm.client._base import SETTLE, Timeout
@@ -88,7 +87,6 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self.requests = 0
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._buffer = bytearray(_RECEIVE)
         self._view = memoryview(self._buffer)
         self._received = b""
@@ -160,7 +158,6 @@ class Connection(asyncio.BufferedProtocol):
         """Of this loop, and neither so old nor so used that the server may be closing it."""
         return (
             self._loop is asyncio.get_running_loop()
-            and self._pid == os.getpid()
             and not self._at_eof
             and self.requests < KEEP_ALIVE_REQUESTS
             and self._loop.time() - self._idle_since < KEEP_ALIVE_SECONDS
@@ -211,13 +208,7 @@ class Exchange:
     It opens with the first `receive`.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        what: str,
-        request: bytes,
-        timeout: Timeout,
-    ) -> None:
+    def __init__(self, pool: Pool, what: str, request: bytes, timeout: Timeout) -> None:
         self._pool = pool
         self._what = what
         self._request = request
@@ -237,12 +228,13 @@ class Exchange:
 
     async def settle(self, response: Response) -> None:
         """Read the end of a response that says no more, and keep the connection for another."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             return
         try:
             async with asyncio.timeout(SETTLE):
                 while not response.complete:
-                    data = await self._connection.receive()
+                    data = await connection.receive()
                     if not data:
                         return
                     response.feed(data)
@@ -252,8 +244,9 @@ class Exchange:
 
     def release(self, response: Response) -> None:
         """Keep the connection for another request, if it can carry one."""
-        if self._connection is not None and response.reusable:
-            connection, self._connection = self._connection, None
+        connection = self._connection
+        if connection is not None and response.reusable:
+            self._connection = None
             self._pool.keep(connection)
 
     def close(self) -> None:
@@ -281,10 +274,17 @@ class Exchange:
         return data
 
     async def _open(self, *, fresh: bool) -> Connection:
+        self._check_open()
+        connection = await self._pool.take(self._what, fresh=fresh)
+        self._connection = connection
+        if self._closed:  # meanwhile
+            self.close()
+        self._check_open()
+        return connection
+
+    def _check_open(self) -> None:
         if self._closed:
             raise stream_closed(self._what, "the stream is closed")
-        self._connection = await self._pool.take(self._what, fresh=fresh)
-        return self._connection
 
     async def _ask(self, connection: Connection) -> bytes:
         connection.send(self._request, self._timeout[1])
@@ -304,7 +304,8 @@ class Exchange:
 async def _connect(endpoint: Endpoint) -> Connection:
     loop = asyncio.get_running_loop()
     if endpoint.socket_path is None:
-        return (await loop.create_connection(Connection, endpoint.host or "", endpoint.port or 0))[
-            1
-        ]
-    return (await loop.create_unix_connection(Connection, endpoint.socket_path))[1]
+        where = endpoint.host or "", endpoint.port or 0
+        _, connection = await loop.create_connection(Connection, *where)
+    else:
+        _, connection = await loop.create_unix_connection(Connection, endpoint.socket_path)
+    return connection

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from rocllm.client._errors import http_error
-from rocllm.errors import OptionsError, ProtocolError
+from rocllm.client._errors import http_error, unexpected
+from rocllm.errors import OptionsError
 from rocllm.options import SamplingOptions
 from rocllm.results import Message
 
@@ -46,12 +46,7 @@ class Call(Generic[_Answer]):
         try:
             return self.decode(json.loads(body))
         except (ValueError, KeyError, TypeError, IndexError) as exc:
-            raise ProtocolError(
-                f"{self.what}: the server's answer is not what a llama-server says",
-                why=f"{body[:200]!r}",
-                remedy="check that the address is that of a llama-server",
-                status=status,
-            ) from exc
+            raise unexpected(self.what, f"{body[:200]!r}", status) from exc
 
 
 def health() -> Call[dict[str, Any]]:
