@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,22 @@ def test_a_load(serve: Serve, endpoint: Endpoint) -> None:
     assert caught.value.status == 401
 
 
+def wait_until_caught(pid: int | None, number: signal.Signals) -> None:
+    """Wait until the process handles the signal: it does a moment after it answers."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text()
+        (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+        if int(caught, 16) >> (number - 1) & 1:
+            return
+        assert time.monotonic() < deadline, f"{number} is not handled"
+        time.sleep(0.01)
+
+
 def test_it_stops(serve: Serve, endpoint: Endpoint) -> None:
     """SIGTERM ends an idle server with status 0, and its socket is removed."""
     process, _ = serve()
+    wait_until_caught(process.pid, signal.SIGTERM)
     assert endpoint.socket_path is not None
     assert Path(endpoint.socket_path).exists()
     assert process.stop(term_grace=DEADLINE) == 0

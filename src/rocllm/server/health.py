@@ -32,7 +32,7 @@ def _connect(endpoint: Endpoint, timeout: float) -> socket.socket:
     try:
         connection.settimeout(timeout)
         connection.connect(endpoint.socket_path)
-    except OSError:
+    except BaseException:  # Ctrl-C included
         connection.close()
         raise
     return connection
