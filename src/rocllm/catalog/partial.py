@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from rocllm.catalog.packaged import Progress
+from rocllm.catalog.packaged import Progress, try_lock
 from rocllm.errors import DownloadFailed
 from rocllm.units import format_bytes
 
@@ -63,7 +62,7 @@ def locked(partial: Path, final: Path, report: Progress) -> Iterator[BinaryIO | 
     """The partial file, for us alone; `None`: the process that had it has finished it."""
     while True:
         with partial.open("a+b") as file:
-            while not _try_lock(file.fileno()):
+            while not try_lock(file.fileno()):
                 report("wait", os.fstat(file.fileno()).st_size, None)
                 time.sleep(_POLL_SECONDS)
             if _is_same(partial, file.fileno()):
@@ -72,14 +71,6 @@ def locked(partial: Path, final: Path, report: Progress) -> Iterator[BinaryIO | 
         if final.exists():
             yield None
             return
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

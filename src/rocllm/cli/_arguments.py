@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+from rocllm.errors import OptionsError
 
 Model: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODEL", help="A GGUF file, or a name such as demo.")
@@ -71,3 +75,15 @@ Stop: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False),
 ]
+
+
+def require_machine(root: Path) -> None:
+    """Refuse a `--root` that is not the file tree of a machine."""
+    if not any(os.path.isdir(root / name) for name in ("sys", "dev", "proc")):
+        raise OptionsError(
+            f"--root {str(root)!r} holds no machine",
+            why="it has no folder `sys`, `dev` or `proc`"
+            if os.path.isdir(root)
+            else "it is no folder",
+            remedy="give the folder under which the machine's `sys` and `dev` are",
+        )

@@ -100,10 +100,7 @@ class _Conversation:
                 typer.echo(f"  {command:<14} {meaning}")
             typer.echo(f"  {_MULTILINE:<14} begins and ends a message of several lines")
         elif name == "/clear":
-            system = (
-                self.messages[:1] if self.messages[:1] and self.messages[0].role == "system" else []
-            )
-            self.messages = list(system)
+            self.messages = [one for one in self.messages[:1] if one.role == "system"]
         elif name == "/system":
             self.begin(rest or None)
         elif name == "/history":

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rocllm.cli._arguments import require_machine
 from rocllm.devices import Choice, Device, Machine, Problem, choose_devices, discover_devices
-from rocllm.errors import OptionsError
 from rocllm.units import format_bytes
 
 HELP = "Show the GPUs, which one would be used, and why."
@@ -46,14 +46,7 @@ def devices(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the GPUs, which one would be used, and why."""
-    if not any(os.path.isdir(root / name) for name in ("sys", "dev", "proc")):
-        raise OptionsError(
-            f"--root {str(root)!r} holds no machine",
-            why="it has no folder `sys`, `dev` or `proc`"
-            if os.path.isdir(root)
-            else "it is no folder",
-            remedy="give the folder under which the machine's `sys` and `dev` are",
-        )
+    require_machine(root)
     machine = discover_devices(root, os.environ)
     choice = choose_devices(machine)
     if json_output:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rocllm.catalog import resolve_model
+from rocllm.cli._arguments import require_machine
 from rocllm.doctor import (
     Finding,
     Verdict,
@@ -63,7 +64,7 @@ def doctor(
 ) -> None:
     """Check the machine, print what was found, and exit with 4 if a check failed."""
     here = os.path.realpath(root) == "/"
-    _require_machine(root)
+    require_machine(root)
     if fix and (json_output or not here):
         other = "--json" if json_output else "--root"
         raise OptionsError(
@@ -80,15 +81,6 @@ def doctor(
         _offer_fixes(findings)
     if any(found.state == "fail" for found in findings):
         raise typer.Exit(_FAILED)
-
-
-def _require_machine(root: Path) -> None:
-    if not any(os.path.isdir(root / name) for name in ("sys", "dev", "proc")):
-        raise OptionsError(
-            f"--root {str(root)!r} holds no machine",
-            why="it has no folder `sys`, `dev` or `proc`",
-            remedy="give the folder under which the machine's `sys` and `dev` are",
-        )
 
 
 def _proof(findings: Sequence[Finding], here: bool, no_run: bool) -> Verdict:
