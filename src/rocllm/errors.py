@@ -39,7 +39,7 @@ what is known about why, what to do next.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rocllm.memory import MemoryPlan
@@ -54,11 +54,13 @@ class RocllmError(Exception):
     why: what is known about the cause.
     remedy: what the user can do next.
 
-    `retryable` says whether the same call may succeed unchanged a little later; it belongs to the
-    class, and nobody decides it by reading a message.
+    `retryable` says whether the same call may succeed unchanged a little later, and `cause` names
+    the cause where it is a known one, such as `"out_of_memory"`: what decides what to do next, so
+    that nobody decides it by reading a message.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
+    cause: str | None = None
 
     def __init__(self, what: str, *, why: str | None = None, remedy: str | None = None) -> None:
         super().__init__(what)

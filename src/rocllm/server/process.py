@@ -48,8 +48,8 @@ _CHUNK = 1 << 16
 class ServerProcess:
     """A child process with its output drained and its end observed.
 
-    Thread-safe. `on_line` is called with every line of output from the child's own thread; it must
-    not block and not raise.
+    Thread-safe. `on_line` is called with every line of output, `on_exit` with nothing when the
+    child is reaped, both from the child's own thread; they must not block and not raise.
 
     >>> process = ServerProcess(command)        # doctest: +SKIP
     >>> process.start()                         # doctest: +SKIP
@@ -58,10 +58,14 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: LaunchCommand, on_line: Callable[[str], None] | None = None
+        self,
+        command: LaunchCommand,
+        on_line: Callable[[str], None] | None = None,
+        on_exit: Callable[[], None] | None = None,
     ) -> None:
         self.command = command
         self._on_line = on_line
+        self._on_exit = on_exit
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._popen: subprocess.Popen[bytes] | None = None
         self._start_error: OSError | ValueError | None = None
@@ -176,6 +180,8 @@ class ServerProcess:
             self._drain(self._popen)
         finally:
             self._reap(self._popen)
+            if self._on_exit is not None:
+                self._on_exit()
 
     def _reap(self, popen: subprocess.Popen[bytes]) -> None:
         # Raises ChildProcessError when the program reaps children that are not its own: SIGCHLD is
