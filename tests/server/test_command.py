@@ -9,7 +9,8 @@ import pytest
 
 from rocllm.endpoint import Endpoint
 from rocllm.errors import StartFailed
-from rocllm.server import LaunchCommand, ServerBinary, build_command
+from rocllm.memory import Settings
+from rocllm.server import LaunchCommand, LaunchOptions, ServerBinary, build_command
 from rocllm.server.command import padded_ctx
 
 NEW_FLAGS = {
@@ -40,27 +41,24 @@ UNIX = Endpoint.unix("/run/x/s.sock")
 
 
 def build(flags: dict[str, str] = NEW_FLAGS, **changes: Any) -> LaunchCommand:
-    """The command for ordinary values, with `changes`."""
-    values: dict[str, Any] = {
-        "model_path": Path("/models/m.gguf"),
-        "alias": "m",
+    """The command for ordinary values, with `changes` of arguments, options or settings."""
+    arguments: dict[str, Any] = {
         "endpoint": UNIX,
-        "ctx_size": 4096,
-        "parallel": 1,
-        "n_gpu_layers": -1,
-        "device_names": ("ROCm0",),
-        "batch_size": 2048,
-        "ubatch_size": 512,
-        "cache_type_k": "f16",
-        "cache_type_v": "f16",
-        "flash_attn": "auto",
-        "threads": None,
         "environ": {"PATH": "/usr/bin"},
         "config_home": Path("/run/x/config"),
-        **changes,
     }
+    options: dict[str, Any] = {
+        "model_path": Path("/models/m.gguf"),
+        "alias": "m",
+        "device_names": ("ROCm0",),
+    }
+    settings: dict[str, Any] = {"ctx_size": 4096, "n_gpu_layers": -1}
+    for name, value in changes.items():
+        of_options = name in LaunchOptions.__dataclass_fields__
+        (arguments if name in arguments else options if of_options else settings)[name] = value
     server = ServerBinary("native", ("/opt/llama-server",), "/opt/llama-server", "1", flags, "x")
-    return build_command(server, **values)
+    launch = LaunchOptions(settings=Settings(**settings), **options)
+    return build_command(server, launch, **arguments)
 
 
 def test_a_new_build_on_one_gpu() -> None:

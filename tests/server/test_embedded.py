@@ -18,8 +18,10 @@ import pytest
 from rocllm.client import Client
 from rocllm.endpoint import Endpoint
 from rocllm.errors import RequestError, StartFailed
+from rocllm.memory import Settings
 from rocllm.server import (
     LaunchCommand,
+    LaunchOptions,
     LoadReport,
     RunDir,
     ServerBinary,
@@ -59,23 +61,15 @@ def embedded() -> ServerBinary:
 
 def command(binary: ServerBinary, model: Path, run_dir: RunDir, key: str | None) -> LaunchCommand:
     """What rocllm would run for a model on the CPU."""
-    return build_command(
-        binary,
+    launch = LaunchOptions(
         model_path=model,
         alias="demo",
-        endpoint=Endpoint.unix(run_dir.socket_path, api_key=key),
-        ctx_size=512,
-        parallel=2,
-        n_gpu_layers=0,
-        device_names=(),
-        batch_size=512,
-        ubatch_size=512,
-        cache_type_k="f16",
-        cache_type_v="f16",
-        flash_attn="auto",
+        settings=Settings(ctx_size=512, parallel=2, batch_size=512),
         threads=1,
-        environ=os.environ,
-        config_home=run_dir.config_home,
+    )
+    endpoint = Endpoint.unix(run_dir.socket_path, api_key=key)
+    return build_command(
+        binary, launch, endpoint, environ=os.environ, config_home=run_dir.config_home
     )
 
 

@@ -43,6 +43,7 @@ from rocllm.memory import (
 from rocllm.options import LoadOptions
 from rocllm.server import (
     LaunchCommand,
+    LaunchOptions,
     LoadReport,
     RunDir,
     ServerBinary,
@@ -225,23 +226,18 @@ class _Launch:
         )
 
     def _command(self, endpoint: Endpoint) -> LaunchCommand:
-        options, settings = self.request.options, self.plan.settings
-        return build_command(
-            self.binary,
+        launch = LaunchOptions(
             model_path=self.request.path,
             alias=self.info.name or self.request.path.stem,
-            endpoint=endpoint,
-            ctx_size=self.plan.ctx_size,
-            parallel=self.plan.parallel,
-            n_gpu_layers=self.plan.n_gpu_layers,
+            settings=self.plan.settings,
             device_names=self.device_names,
-            split=settings.split,
-            batch_size=settings.batch_size,
-            ubatch_size=settings.ubatch_size,
-            cache_type_k=settings.cache_type_k,
-            cache_type_v=settings.cache_type_v,
-            flash_attn=options.flash_attn or "auto",
-            threads=options.threads,
+            flash_attn=self.request.options.flash_attn or "auto",
+            threads=self.request.options.threads,
+        )
+        return build_command(
+            self.binary,
+            launch,
+            endpoint,
             environ=self.environ,
             config_home=self.run_dir.config_home,
         )

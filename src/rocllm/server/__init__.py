@@ -1,7 +1,7 @@
 """One llama-server child: find it, build its command line, run it, watch it, stop it."""
 
 from rocllm.server.binary import ListedDevice, ServerBinary, find_server, list_devices
-from rocllm.server.command import LaunchCommand, build_command
+from rocllm.server.command import LaunchCommand, LaunchOptions, build_command
 from rocllm.server.diagnose import diagnose
 from rocllm.server.process import ServerProcess
 from rocllm.server.report import Buffer, LoadReport, UsedDevice
@@ -11,6 +11,7 @@ from rocllm.server.start import LoadProgress, start_server
 __all__ = [
     "Buffer",
     "LaunchCommand",
+    "LaunchOptions",
     "ListedDevice",
     "LoadProgress",
     "LoadReport",

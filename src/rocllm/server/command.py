@@ -7,13 +7,17 @@ that matters is given, because defaults moved between builds, and configuration 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rocllm.endpoint import Endpoint
 from rocllm.errors import StartFailed
 from rocllm.server.binary import ServerBinary, scrub_environment
+
+if TYPE_CHECKING:  # the embedded server imports this package, and needs no planner
+    from rocllm.memory import Settings
 
 # Seconds between the comments that the server sends on a silent stream. A dropped client of a
 # silent stream is noticed at the next of them, and so is SIGTERM while one is connected.
@@ -30,37 +34,40 @@ class LaunchCommand:
     environ: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOptions:
+    """What a llama-server is started with.
+
+    alias: the model's name in answers. settings: what the plan decided. device_names: llama.cpp's
+    names, such as `ROCm0`; empty for the CPU. flash_attn: `on`, `off` or `auto`. threads: CPU
+    threads; `None`: llama.cpp's choice.
+    """
+
+    model_path: Path
+    alias: str
+    settings: Settings
+    device_names: tuple[str, ...] = ()
+    flash_attn: str = "auto"
+    threads: int | None = None
+
+
 def build_command(
     binary: ServerBinary,
-    *,
-    model_path: Path,
-    alias: str,
+    options: LaunchOptions,
     endpoint: Endpoint,
-    ctx_size: int,
-    parallel: int,
-    n_gpu_layers: int,
-    device_names: Sequence[str],
-    split: Sequence[int] = (),
-    batch_size: int,
-    ubatch_size: int,
-    cache_type_k: str,
-    cache_type_v: str,
-    flash_attn: str,
-    threads: int | None,
+    *,
     environ: Mapping[str, str],
     config_home: Path,
 ) -> LaunchCommand:
     """The command for one model on one endpoint.
 
-    ctx_size: tokens of one slot. n_gpu_layers: -1 for all. device_names: llama.cpp's names, such as
-    `ROCm0`; empty for the CPU. split: layers for each of several devices. environ: the environment
-    after the device mask has been set.
+    environ: the environment after the device mask has been set. config_home: an empty directory.
 
     Raises `StartFailed` if the binary lacks a flag that cannot be done without.
     """
     flags = _Flags(binary)
-    flags.need("--model", str(model_path))
-    flags.add("--alias", alias)
+    flags.need("--model", str(options.model_path))
+    flags.add("--alias", options.alias)
     if endpoint.socket_path is not None:
         flags.need("--host", endpoint.socket_path)
     else:
@@ -68,25 +75,9 @@ def build_command(
         flags.need("--port", str(endpoint.port))
         # Without it any web page in the user's browser may talk to the server.
         flags.add("--cors-origins", "localhost")
-    # The server divides the total by the slots and rounds each up to 256 cells.
-    flags.need("--ctx-size", str(parallel * padded_ctx(ctx_size)))
-    flags.need("--parallel", str(parallel))
-    flags.add("--no-kv-unified")
-    flags.add("--batch-size", str(batch_size))
-    flags.add("--ubatch-size", str(ubatch_size))
-    flags.need("--n-gpu-layers", str(ALL_LAYERS if n_gpu_layers < 0 else n_gpu_layers))
-    flags.add("--device", ",".join(device_names) or "none")
-    if len(device_names) == 1:
-        flags.add("--split-mode", "none")
-    if split:
-        flags.need("--split-mode", "layer")
-        flags.need("--tensor-split", ",".join(map(str, split)))
-    flags.add("--fit", "off")
-    flags.flash_attn(flash_attn)
-    flags.add("--cache-type-k", cache_type_k)
-    flags.add("--cache-type-v", cache_type_v)
-    if threads is not None:
-        flags.need("--threads", str(threads))
+    _add_layout(flags, options)
+    if options.threads is not None:
+        flags.need("--threads", str(options.threads))
     flags.add("--cache-ram", "0")
     flags.add("--sse-ping-interval", str(SSE_PING_INTERVAL))
     for switch in ("--jinja", "--metrics", "--slots", "--offline"):
@@ -97,6 +88,29 @@ def build_command(
     return LaunchCommand(
         (*binary.argv, *flags.argv), child_environment(environ, endpoint, config_home)
     )
+
+
+def _add_layout(flags: _Flags, options: LaunchOptions) -> None:
+    """What decides how much memory is taken, and where."""
+    settings, names = options.settings, options.device_names
+    # The server divides the total by the slots and rounds each up to 256 cells.
+    flags.need("--ctx-size", str(settings.parallel * padded_ctx(settings.ctx_size)))
+    flags.need("--parallel", str(settings.parallel))
+    flags.add("--no-kv-unified")
+    flags.add("--batch-size", str(settings.batch_size))
+    flags.add("--ubatch-size", str(settings.ubatch_size))
+    layers = settings.n_gpu_layers
+    flags.need("--n-gpu-layers", str(ALL_LAYERS if layers < 0 else layers))
+    flags.add("--device", ",".join(names) or "none")
+    if len(names) == 1:
+        flags.add("--split-mode", "none")
+    if settings.split:
+        flags.need("--split-mode", "layer")
+        flags.need("--tensor-split", ",".join(map(str, settings.split)))
+    flags.add("--fit", "off")
+    flags.flash_attn(options.flash_attn)
+    flags.add("--cache-type-k", settings.cache_type_k)
+    flags.add("--cache-type-v", settings.cache_type_v)
 
 
 def padded_ctx(ctx_size: int) -> int:

@@ -10,7 +10,7 @@ from rocllm.endpoint import Endpoint
 from rocllm.gguf import ModelInfo, TensorInfo
 from rocllm.memory import Part, Settings, measured_parts
 from rocllm.memory.weights import placement
-from rocllm.server import Buffer, RunDir, ServerBinary, build_command, start_server
+from rocllm.server import Buffer, LaunchOptions, RunDir, ServerBinary, build_command, start_server
 
 _START_TIMEOUT = 60.0
 
@@ -28,23 +28,16 @@ def load_buffers(
     run_dir = RunDir.create(environ)
     try:
         endpoint = Endpoint.unix(run_dir.socket_path)
-        command = build_command(
-            binary,
+        launch = LaunchOptions(
             model_path=model,
             alias=model.stem,
-            endpoint=endpoint,
-            ctx_size=settings.ctx_size,
-            parallel=settings.parallel,
-            n_gpu_layers=settings.n_gpu_layers,
-            device_names=device_names,
-            batch_size=settings.batch_size,
-            ubatch_size=settings.ubatch_size,
-            cache_type_k=settings.cache_type_k,
-            cache_type_v=settings.cache_type_v,
+            settings=settings,
+            device_names=tuple(device_names),
             flash_attn="on" if settings.flash_attn else "off",
-            threads=2,
-            environ=environ,
-            config_home=run_dir.config_home,
+            threads=1,
+        )
+        command = build_command(
+            binary, launch, endpoint, environ=environ, config_home=run_dir.config_home
         )
         engine = len(binary.argv)
         # Before the others: a device must be made known before it is named.
