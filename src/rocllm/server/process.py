@@ -136,6 +136,10 @@ class ServerProcess:
             self._thread.join()
             return status
 
+    def kill(self) -> None:
+        """End it at once with all that it started, without waiting; `stop` is still to follow."""
+        self._signal(signal.SIGKILL)
+
     def _climb(self, term_grace: float, kill_grace: float) -> None:
         for number, grace in (
             (signal.SIGTERM, term_grace),
