@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rocllm.backends import LoadedInfo
     from rocllm.client import AsyncTokenStream, TokenStream
-    from rocllm.devices import Device, discover_devices
+    from rocllm.devices import Device, DeviceSample, VramInfo, discover_devices, monitor, vram_info
     from rocllm.endpoint import Endpoint
     from rocllm.errors import RocllmError, RocllmWarning
     from rocllm.gguf import ModelInfo, read_gguf
@@ -31,6 +31,7 @@ __all__ = [
     "AsyncTokenStream",
     "Completion",
     "Device",
+    "DeviceSample",
     "Endpoint",
     "LoadOptions",
     "LoadedInfo",
@@ -44,10 +45,13 @@ __all__ = [
     "Token",
     "TokenStream",
     "Usage",
+    "VramInfo",
     "discover_devices",
     "load_model",
     "load_model_async",
+    "monitor",
     "read_gguf",
+    "vram_info",
 ]
 
 _HOME = {
@@ -55,6 +59,7 @@ _HOME = {
     "AsyncTokenStream": "client",
     "Completion": "results",
     "Device": "devices",
+    "DeviceSample": "devices",
     "Endpoint": "endpoint",
     "LoadOptions": "options",
     "LoadedInfo": "backends",
@@ -68,10 +73,13 @@ _HOME = {
     "Token": "results",
     "TokenStream": "client",
     "Usage": "results",
+    "VramInfo": "devices",
     "discover_devices": "devices",
     "load_model": "text",
     "load_model_async": "text",
+    "monitor": "devices",
     "read_gguf": "gguf",
+    "vram_info": "devices",
 }
 
 

@@ -11,18 +11,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocllm.devices import choose_devices, discover_devices
+from rocllm.devices import (
+    choose_devices,
+    discover_devices,
+    find_spill,
+    process_memory,
+    read_sample,
+)
 from rocllm.devices._sysfs import read_file
-from rocllm.testing.fake_sysfs import DESKTOP, RX_7700_XT, partitions, write_tree
+from rocllm.testing.fake_sysfs import (
+    DESKTOP,
+    RX_7700_XT,
+    SENSORS,
+    partitions,
+    write_process,
+    write_tree,
+)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A desktop with a partitioned card beside it."""
     other = dataclasses.replace(
-        RX_7700_XT, pci_address="0000:43:00.0", render_minor=140, card=2, runtime_status="active"
+        RX_7700_XT,
+        pci_address="0000:43:00.0",
+        render_minor=140,
+        card=2,
+        runtime_status="active",
+        gpu_id=9,
+        files=SENSORS,
     )
-    return write_tree(tmp_path_factory.mktemp("tree"), [*DESKTOP, *partitions(other, 4)])
+    root = write_tree(tmp_path_factory.mktemp("tree"), [*DESKTOP, *partitions(other, 4)])
+    write_process(root, 7, "a", other, kfd=5, drm_memory_vram="1 KiB", amd_evicted_vram="1 KiB")
+    return root
 
 
 _NUMBERS = st.integers(-(2**70), 2**70).map(lambda number: str(number).encode())
@@ -60,6 +81,13 @@ def test_garbage_and_faults_in_any_file(tree: Path, data: st.DataObject) -> None
     ordinals = [device.ordinal for device in machine.devices if device.ordinal is not None]
     assert ordinals == list(range(len(ordinals)))
     assert all(device.name.isprintable() for device in machine.devices)
+
+    uses = process_memory(machine.devices, root=tree, read=read)
+    assert all(use.vram >= 0 and use.name.isprintable() for use in uses)
+    for device in machine.devices:
+        memory = read_sample(device, root=tree, read=read).memory
+        assert memory.free is None or 0 <= memory.free <= (memory.total or 0)
+        find_spill(device, memory, uses)
 
 
 @settings(max_examples=100, deadline=None)

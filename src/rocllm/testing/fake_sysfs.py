@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rocllm.devices import Reader
@@ -28,6 +28,7 @@ class FakeGpu:
         when it is left out; heap_type: of that bank. partition: its number on a partitioned card.
     kfd: KFD lists it. card: N of `/sys/class/drm/card<N>`. driver: what is bound to it.
     on_card: the driver tells who made the memory, as it does for cards only.
+    gpu_id: KFD's number of it. files: further files of the card, such as `SENSORS`.
     """
 
     device_id: int
@@ -53,7 +54,29 @@ class FakeGpu:
     revision: int | None = None
     product_name: str | None = None
     runtime_status: str | None = None
+    gpu_id: int | None = None
+    files: Mapping[str, object] = field(default_factory=dict)
 
+
+# What a card shows besides its memory: load, clocks, power, temperatures; a generating one's.
+SENSORS = {
+    "gpu_busy_percent": 97,
+    "mem_busy_percent": 61,
+    "power_state": "D0",
+    "pp_dpm_sclk": "0: 500Mhz\n1: 2171Mhz *\n2: 2544Mhz",
+    "pp_dpm_mclk": "0: 96Mhz\n1: 1124Mhz *",
+    "hwmon/hwmon4/name": "amdgpu",
+    "hwmon/hwmon4/freq1_input": 2171000000,
+    "hwmon/hwmon4/freq2_input": 1124000000,
+    "hwmon/hwmon4/power1_average": 228000000,
+    "hwmon/hwmon4/power1_cap": 245000000,
+    "hwmon/hwmon4/temp1_input": 61000,
+    "hwmon/hwmon4/temp1_label": "edge",
+    "hwmon/hwmon4/temp2_input": 79000,
+    "hwmon/hwmon4/temp2_label": "junction",
+    "hwmon/hwmon4/temp3_input": 74000,
+    "hwmon/hwmon4/temp3_label": "mem",
+}
 
 RX_7700_XT = FakeGpu(
     device_id=0x747E,
@@ -145,6 +168,39 @@ def refusing(root: str | os.PathLike[str], nodes: Collection[int], read: Reader)
     return refuse
 
 
+def write_process(
+    root: str | os.PathLike[str],
+    pid: int,
+    name: str,
+    gpu: FakeGpu,
+    *,
+    client: int | None = 1,
+    kfd: int | None = None,
+    state: str = "S",
+    **memory: str,
+) -> None:
+    """Add a process that has `gpu` open to a tree; may be called again for another file of it.
+
+    client: the number by which the driver knows the open file. kfd: bytes that it has allocated
+    through KFD. state: of the process, `Z` for one that has ended. memory: lines of the file's
+    `fdinfo`, such as `drm_memory_vram="512 KiB"`; without any the process has no such file open.
+    """
+    root = Path(root)
+    _write(root, f"proc/{pid}/stat", f"{pid} ({name}) {state} 1")
+    if kfd is not None:
+        _write(root, f"sys/class/kfd/kfd/proc/{pid}/vram_{gpu.gpu_id}", str(kfd))
+    if not memory:
+        return
+    values = {"drm-driver": "amdgpu", "drm-pdev": gpu.pci_address, "drm-client-id": client}
+    values |= {key.replace("_", "-"): value for key, value in memory.items()}
+    lines = (f"{key}:\t{value}" for key, value in values.items() if value is not None)
+    folder = root / f"proc/{pid}/fd"
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = 3 + len(list(folder.iterdir()))
+    (folder / str(fd)).symlink_to(f"/dev/dri/renderD{gpu.render_minor}")
+    _write(root, f"proc/{pid}/fdinfo/{fd}", "\n".join(lines))
+
+
 def _write_node(root: Path, number: int, gpu: FakeGpu) -> None:
     domain, bus, slot = (int(part, 16) for part in gpu.pci_address.split(".")[0].split(":"))
     properties = {
@@ -163,6 +219,8 @@ def _write_node(root: Path, number: int, gpu: FakeGpu) -> None:
     folder = f"{_NODES}/{number}"
     _write(root, f"{folder}/properties", "\n".join(lines))
     _write(root, f"{folder}/name", gpu.asic)
+    if gpu.gpu_id is not None:
+        _write(root, f"{folder}/gpu_id", str(gpu.gpu_id))
     bank = gpu.vram if gpu.bank is None else gpu.bank
     if bank is not None:
         _write(
@@ -187,6 +245,7 @@ def _write_card(root: Path, gpu: FakeGpu) -> None:
         "mem_info_gtt_used": gpu.gtt_used,
         "mem_info_vram_vendor": "samsung" if gpu.on_card else None,
         "power/runtime_status": gpu.runtime_status,
+        **gpu.files,
     }
     for name, value in files.items():
         if value is not None:
