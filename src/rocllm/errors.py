@@ -185,10 +185,13 @@ class AddressInUse(StartFailed):
     """The TCP port is taken by another process."""
 
     retryable = True
+    cause = "address_in_use"
 
 
 class StartTimeout(ServerError, TimeoutError):
     """The child neither became ready nor showed progress for longer than allowed."""
+
+    cause = "no_progress"
 
 
 class StartCancelled(ServerError):
@@ -197,6 +200,8 @@ class StartCancelled(ServerError):
 
 class OffloadFailed(ServerError):
     """A GPU was chosen and the child does not use it."""
+
+    cause = "gpu_not_used"
 
 
 class OutOfMemory(ServerError, MemoryError):

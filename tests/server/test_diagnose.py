@@ -3,244 +3,204 @@
 from __future__ import annotations
 
 import signal
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from rocllm.errors import (
-    AddressInUse,
-    OutOfMemory,
-    RocllmError,
-    ServerCrashed,
-    ServerError,
-    StartFailed,
-    UnsupportedArchitecture,
-)
+from rocllm import errors
+from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, ServerError, StartFailed
 from rocllm.server import diagnose
-from rocllm.server.diagnose import RULES, explain_exit, status
+from rocllm.server._rules import FROM_OUTSIDE, KILLED_BY_OOM, RULES, SIGNALS, Rule
+from rocllm.server.diagnose import Evidence, explain_exit, status
 
-ARGV = ("/opt/llama-server", "--model", "/m.gguf")
+ARGV = ("/opt/llama-server", "--model", "/m.gguf", "--device", "ROCm0")
 NOISE = (
     "0.00.016.971 I srv  llama_server: initializing ...",
     "0.00.017.038 I cmn  common_param:   - CPU     : AMD EPYC (24105 MiB, 24105 MiB free)",
+    # Every ROCm build prints it, and works all the same.
+    "/opt/amdgpu/share/libdrm/amdgpu.ids: No such file or directory",
 )
 AFTER = (
     "0.00.064.620 E llama_model_load_from_file_impl: failed to load model",
     "0.00.064.675 E cmn  common_init_: failed to load model '/m.gguf'",
     "0.00.065.623 E srv  llama_server: exiting due to model loading error",
 )
-
-# (line, error while loading, words of the explanation). Where a line comes from llama.cpp it was
-# printed by b11434 or stands in its source; the others are ROCm's, the loader's and the kernel's.
-KNOWN: list[tuple[str, type[RocllmError], str]] = [
-    (
-        "llama_model_load: error loading model: unknown model architecture: 'lxama'",
-        UnsupportedArchitecture,
-        "'lxama'",
-    ),
-    (
-        (
-            "error loading model: tensor 'blk.16.ffn_down.weight' data"
-            " is not within the file bounds, model is corrupted or incomplete"
-        ),
-        StartFailed,
-        "'blk.16.ffn_down.weight': it is incomplete",
-    ),
-    (
-        "gguf_init_from_reader: invalid magic characters: 'root', expected 'GGUF'",
-        StartFailed,
-        "not a GGUF file",
-    ),
-    ("gguf_init_from_reader: failed to read magic", StartFailed, "not a GGUF file"),
-    (
-        "gguf_init_from_reader: failed to read key-value pairs",
-        StartFailed,
-        "not a GGUF file",
-    ),
-    (
-        "llama_model_load: error loading model: missing tensor 'output_norm.weight'",
-        StartFailed,
-        "not those that its architecture needs",
-    ),
-    (
-        "done_getting_tensors: wrong number of tensors; expected 272, got 271",
-        StartFailed,
-        "not those that its architecture needs",
-    ),
-    (
-        ("allocating 4096.00 MiB on device 0: cudaMalloc failed: out of memory"),
-        OutOfMemory,
-        "not free",
-    ),
-    ("llama_model_load: error loading model: unable to allocate ROCm0 buffer", OutOfMemory, "free"),
-    (
-        ("failed to initialize the context: failed to allocate buffer for kv cache"),
-        OutOfMemory,
-        "not free",
-    ),
-    (
-        ("failed to allocate CPU buffer of size 2306211840"),
-        OutOfMemory,
-        "not free",
-    ),
-    ("ROCm error: out of memory", OutOfMemory, "not free"),
-    ("terminate called after throwing an instance of 'std::bad_alloc'", OutOfMemory, "not free"),
-    (
-        ("couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080"),
-        AddressInUse,
-        "127.0.0.1 port 8080",
-    ),
-    ("error: invalid argument: --nope", StartFailed, "refuses one of its flags"),
-    ('error while handling argument "-c": stoi', StartFailed, "refuses one of its flags"),
-    (
-        'error while handling argument "--device": invalid device: ROCm0',
-        StartFailed,
-        "has no device ROCm0",
-    ),
-    (
-        (
-            "error while loading shared libraries: libhipblas.so.3: cannot open shared "
-            "object file: No such file or directory"
-        ),
-        StartFailed,
-        "libhipblas.so.3 is missing",
-    ),
-    (
-        "llama-server: symbol lookup error: libggml-hip.so: undefined symbol: rocblas_sgbmv_64",
-        StartFailed,
-        "rocblas_sgbmv_64 is missing",
-    ),
-    (
-        (
-            "rocBLAS error: Cannot read rocblas/library/TensileLibrary.dat: Illegal seek "
-            "for GPU arch : gfx1036"
-        ),
-        StartFailed,
-        "no kernels for gfx1036",
-    ),
-    ("ROCm error: invalid device function", StartFailed, "not built for this GPU"),
-    (
-        "ROCm error: no kernel image is available for execution on the device",
-        StartFailed,
-        "not built for this GPU",
-    ),
-    (
-        (
-            "Memory access fault by GPU node-2 on address 0x7f00. Reason: Page "
-            "not present or supervisor privilege."
-        ),
-        StartFailed,
-        "integrated GPU",
-    ),
-    ("HW Exception by GPU node-1 (Agent handle: 0x1) reason :GPU Hang", StartFailed, "fault"),
-    ("ROCm error: unspecified launch failure", StartFailed, "fault"),
-    (
-        "llama_init_from_model: quantized V cache requires flash_attn to be enabled",
-        StartFailed,
-        "needs flash attention",
-    ),
-    (
-        (
-            "failed to initialize the context: quantized V cache was requested, "
-            "but this requires Flash Attention"
-        ),
-        StartFailed,
-        "needs flash attention",
-    ),
-    (
-        ("gguf_init_from_file: failed to open GGUF file '/nope' (No such file or directory)"),
-        StartFailed,
-        "no file '/nope'",
-    ),
-    (
-        "setpriv: failed to execute /opt/llama-server: No such file or directory",
-        StartFailed,
-        "no file '/opt/llama-server'",
-    ),
-]
+RECORDED = tomllib.loads(Path(__file__).with_name("recorded.toml").read_text())["recorded"]
+EVERY = (*RULES, *SIGNALS.values(), KILLED_BY_OOM)
+# What a restart cannot mend or makes worse.
+HOPELESS = {
+    "bad_file",
+    "disk_full",
+    "flash_attention_failed",
+    "flash_attention_needed",
+    "device_lost",
+    "gpu_reset",
+    "illegal_instruction",
+    "killed_by_oom",
+    "missing_library",
+    "no_rocblas_kernels",
+    "out_of_context_memory",
+    "out_of_device_memory",
+    "out_of_host_memory",
+    "truncated_file",
+    "unknown_architecture",
+    "wrong_gfx",
+    "wrong_tensors",
+}
+CRASHES = {"aborted", "arithmetic_error", "gpu_error", "gpu_fault", "segfault"}
 
 
-@pytest.mark.parametrize(("line", "error", "words"), KNOWN)
-def test_a_known_cause(line: str, error: type[RocllmError], words: str) -> None:
-    """Each text gives its error, its explanation, and something to do."""
-    found = diagnose(
-        ARGV, 1, (*NOISE, f"0.00.039.924 E {line}", *AFTER), ready=False, model="/m.gguf"
-    )
-    assert type(found) is error
-    assert "could not load '/m.gguf'" in found.what
+def output(said: str) -> tuple[str, ...]:
+    """A log in which these lines stand."""
+    first, *more = said.splitlines()
+    return (*NOISE, f"0.00.039.924 E {first}", *more, *AFTER)
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda one: one["said"][:60])
+def test_a_recorded_text(recorded: dict[str, str]) -> None:
+    """Each text gives its cause, its error, the line that tells, and something to do."""
+    found = diagnose(ARGV, 1, output(recorded["said"]), ready=False, model="/m.gguf")
+    assert found.cause == recorded["cause"]
+    assert type(found) is getattr(errors, recorded["error"])
+    assert found.what == "llama-server could not load '/m.gguf': it ended with exit status 1"
     assert found.why is not None
-    assert words in found.why
+    assert recorded.get("words", "") in found.why
+    assert "it said: " in found.why
     assert found.remedy
 
 
-def test_every_rule_is_reached() -> None:
-    """No rule is shadowed by one before it."""
-
-    def first(line: str) -> str:
-        return next(rule.why for rule in RULES if rule.pattern.search(line))
-
-    assert {first(line) for line, _, _ in KNOWN} == {rule.why for rule in RULES}
-
-
-@pytest.mark.parametrize(("line", "error", "_words"), KNOWN)
-def test_while_serving_it_is_a_crash(line: str, error: type[RocllmError], _words: str) -> None:
-    """What ends a server that was ready is never called a failed start."""
-    found = diagnose(ARGV, -6, (*NOISE, line), ready=True, model="/m.gguf")
-    assert not isinstance(found, StartFailed)
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda one: one["said"][:60])
+def test_while_serving_it_is_a_crash(recorded: dict[str, str]) -> None:
+    """What ends a server that was ready is a crash, or out of memory, and nothing else."""
+    found = diagnose(ARGV, -6, output(recorded["said"]), ready=True, model="/m.gguf")
+    assert type(found) is (OutOfMemory if recorded["error"] == "OutOfMemory" else ServerCrashed)
     assert "while serving" in found.what
-    if issubclass(error, StartFailed):
-        assert type(found) is ServerCrashed
+
+
+def test_every_rule_has_a_recorded_text() -> None:
+    """No rule is shadowed by one before it, and none is made up."""
+    assert {recorded["cause"] for recorded in RECORDED} == {rule.id for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=lambda rule: rule.id)
+def test_every_rule_ends_in_one_of_our_classes(rule: Rule) -> None:
+    """With a name, a reason and a remedy, whether it was serving or not."""
+    assert issubclass(rule.error, RocllmError)
+    assert rule.id.replace("_", "").isalnum()
+    assert rule.id.islower()
+    assert rule.why
+    assert rule.remedy
+    assert rule.pattern is None or rule.pattern.search(rule.example.splitlines()[-1])
+
+
+def test_names_are_unique() -> None:
+    """A name is one cause."""
+    assert len({rule.id for rule in EVERY}) == len(EVERY)
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=lambda rule: rule.id)
+def test_what_a_restart_cannot_mend(rule: Rule) -> None:
+    """Is not worth trying again."""
+    if rule.id in HOPELESS:
+        assert not rule.retryable
+    if rule.id in CRASHES:
+        assert rule.retryable
 
 
 @pytest.mark.parametrize("ready", [True, False])
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (signal.SIGILL, "instructions that this processor does not have"),
-        (signal.SIGKILL, "memory runs out"),
-        (signal.SIGSEGV, "memory that is not its own"),
-        (signal.SIGABRT, "internal error"),
-        (signal.SIGTERM, "somebody sent it SIGTERM"),
-    ],
-)
-def test_a_signal_without_words(number: signal.Signals, words: str, ready: bool) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_without_words(number: int, ready: bool) -> None:
     """Where the output tells nothing, the signal does."""
+    rule = SIGNALS[number]
     found = diagnose(ARGV, -number, NOISE, ready=ready)
     assert type(found) is (ServerCrashed if ready else StartFailed)
-    assert f"signal {number.name}" in found.what
+    assert f"signal {signal.Signals(number).name}" in found.what
     assert found.why is not None
-    assert words in found.why
+    assert rule.why in found.why
+    assert found.cause == rule.id
+    # What crashes by itself while it loads will do so again.
+    assert found.retryable is (rule.retryable and (ready or number in FROM_OUTSIDE))
 
 
 def test_words_count_more_than_the_signal() -> None:
     """An abort after an out-of-memory message is out of memory."""
-    output = ("ROCm error: out of memory", "/src/ggml-cuda.cu:96: ROCm error")
-    assert type(diagnose(ARGV, -signal.SIGABRT, output, ready=True)) is OutOfMemory
+    said = ("ROCm error: out of memory", "/src/ggml-cuda.cu:96: ROCm error")
+    found = diagnose(ARGV, -signal.SIGABRT, said, ready=True)
+    assert type(found) is OutOfMemory
+    assert not found.retryable
 
 
-def test_a_cosmetic_line_of_rocm_is_no_cause() -> None:
-    """Every ROCm build prints it; before a crash it says nothing about the crash."""
-    output = ("/opt/amdgpu/share/libdrm/amdgpu.ids: No such file or directory",)
-    found = diagnose(ARGV, -signal.SIGSEGV, output, ready=True)
-    assert "memory that is not its own" in str(found)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_who_was_killed_from_outside_did_not_say_why(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", sorted(FROM_OUTSIDE))
+def test_who_was_killed_from_outside_did_not_say_why(number: int) -> None:
     """What it printed before was about something else."""
     found = diagnose(ARGV, -number, ("ROCm error: out of memory",), ready=True)
     assert type(found) is ServerCrashed
     assert "somebody" in str(found)
+    assert found.retryable
+
+
+def test_killed_for_want_of_memory() -> None:
+    """The kernel's own word makes a kill an out-of-memory, and only a kill."""
+    evidence = Evidence(killed_by_oom="its control group has counted a kill")
+    found = diagnose(ARGV, -signal.SIGKILL, (), ready=True, evidence=evidence)
+    assert type(found) is OutOfMemory
+    assert (found.cause, found.retryable) == ("killed_by_oom", False)
+    assert "its control group has counted a kill" in str(found)
+    assert diagnose(ARGV, -signal.SIGSEGV, (), ready=True, evidence=evidence).cause == "segfault"
+
+
+def test_the_kernel_log_tells_of_a_reset() -> None:
+    """Where the server said nothing itself."""
+    log = ("amdgpu 0000:03:00.0: amdgpu: GPU reset begin!",)
+    found = diagnose(ARGV, -signal.SIGABRT, (), ready=True, evidence=Evidence(kernel_log=log))
+    assert (found.cause, found.retryable) == ("device_lost", False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Memory access fault by GPU node-2 (Agent handle: 0x1) on address 0x2. Reason: Unknown.",
+        "HW Exception by GPU node-2 (Agent handle: 0x1) reason :GPU Hang",
+    ],
+)
+def test_the_gpu_is_named(said: str) -> None:
+    """KFD's number of a node says nothing to a person."""
+    label = "0000:0f:00.0 (Raphael)"
+    assert label in str(diagnose(ARGV, -6, (said,), ready=True, gpus={2: label}))
+    assert "KFD node 2" in str(diagnose(ARGV, -6, (said,), ready=True, gpus={1: label}))
+
+
+def test_what_was_planned_is_told_where_memory_ran_out() -> None:
+    """And only there."""
+    planned = "6.1 GiB of 7.9 GiB on 0000:03:00.0"
+    said = ("ROCm error: out of memory",)
+    assert planned in str(diagnose(ARGV, -6, said, ready=True, planned=planned))
+    assert planned not in str(diagnose(ARGV, -11, (), ready=True, planned=planned))
+
+
+@pytest.mark.parametrize("exit_status", [1, -11])
+def test_who_asked_for_no_gpu_hears_nothing_of_gpus(exit_status: int) -> None:
+    """A build without GPU support says so on every start, and works all the same."""
+    said = ("warning: no usable GPU found, --gpu-layers option will be ignored",)
+    cpu = ("/opt/llama-server", "--device", "none")
+    found = diagnose(cpu, exit_status, said, ready=False)
+    assert type(found) is StartFailed
+    assert found.cause != "not_a_gpu_build"
+    assert diagnose(ARGV, 1, said, ready=True).cause is None
+    assert diagnose(ARGV, -11, said, ready=False).cause == "segfault"
 
 
 @pytest.mark.parametrize("ready", [True, False])
-@pytest.mark.parametrize("output", [(), ("",), ("what?",), ("{gfx}", "%s")])
-def test_an_unknown_end(output: tuple[str, ...], ready: bool) -> None:
+@pytest.mark.parametrize("said", [(), ("",), ("what?",), ("{gfx}", "%s"), NOISE])
+def test_an_unknown_end(said: tuple[str, ...], ready: bool) -> None:
     """It is typed all the same, and carries all that is known."""
-    found = diagnose(ARGV, 7, output, ready=ready)
+    found = diagnose(ARGV, 7, said, ready=ready)
     assert type(found) is (ServerCrashed if ready else StartFailed)
     assert isinstance(found, ServerError)
     assert "exit status 7" in found.what
-    assert (found.argv, found.exit_status, found.output) == (ARGV, 7, output)
+    assert (found.argv, found.exit_status, found.output) == (ARGV, 7, said)
+    assert (found.cause, found.retryable) == (None, ready)
 
 
 def test_the_last_lines_are_shown() -> None:
