@@ -10,7 +10,7 @@ import ipaddress
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, TypeVar
 
 from rocllm.errors import OptionsError
@@ -21,6 +21,37 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "
 MAX_PARALLEL = 256
 
 Options = TypeVar("Options", bound="LoadOptions | SamplingOptions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """When a server that crashed is started again.
+
+    max_restarts: so many times in a row; 0: never. backoff: seconds before the first restart; it
+    doubles each time, up to backoff_max. stable_time: seconds of service after which a row ends.
+
+    Causes that a restart cannot mend, such as a broken file or too little memory, are not retried.
+
+    Raises `OptionsError` for a value that cannot be meant.
+
+    >>> [RestartPolicy().pause(number) for number in range(3)]
+    [0.5, 1.0, 2.0]
+    """
+
+    max_restarts: int = 3
+    backoff: float = 0.5
+    backoff_max: float = 30.0
+    stable_time: float = 60.0
+
+    def __post_init__(self) -> None:
+        _whole(self, "max_restarts", minimum=0, optional=False)
+        for name in ("backoff", "backoff_max", "stable_time"):
+            _number(self, name, minimum=0, optional=False)
+
+    def pause(self, restarts: int) -> float:
+        """Seconds to wait before the next restart, after so many in a row."""
+        # An exponent beyond this would overflow, and the bound is reached long before.
+        return float(min(self.backoff * 2 ** min(restarts, 64), self.backoff_max))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +66,17 @@ class LoadOptions:
     batch_size, ubatch_size: tokens computed at once, logically and physically.
     cache_type_k, cache_type_v: element type of the KV cache, one of `CACHE_TYPES`.
     flash_attn: `"on"`, `"off"` or `"auto"`.
+    mmproj: projector for images or sound: a path, or `"auto"` for the best that stands beside the
+        model; `None`: none is loaded.
+    model_draft: a small model of the same family, path or name, that guesses ahead (speculative
+        decoding); `None`: none is loaded.
+    n_gpu_layers_draft: its layers on the GPU, counted as `n_gpu_layers`.
     threads: CPU threads for generation.
     llama_server: path of the llama-server to run, or `"embedded"` for the one in the wheel.
     host, port: listen on TCP at this address instead of a private UNIX socket; with a `host` and
         no `port` a free port is taken, with a `port` and no `host` it is 127.0.0.1.
     start_timeout: seconds without any sign of progress after which loading is given up.
+    restart: when a server that crashed is started again.
 
     Raises `OptionsError` for a value that cannot be meant.
 
@@ -56,16 +93,21 @@ class LoadOptions:
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     flash_attn: Literal["on", "off", "auto"] | None = None
+    mmproj: str | os.PathLike[str] | None = None
+    model_draft: str | os.PathLike[str] | None = None
+    n_gpu_layers_draft: int | None = None
     threads: int | None = None
     llama_server: str | os.PathLike[str] | None = None
     host: str | None = None
     port: int | None = None
     start_timeout: float = 120.0
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
 
     def __post_init__(self) -> None:
         _whole(self, "ctx_size", minimum=1)
         _whole(self, "parallel", minimum=1, maximum=MAX_PARALLEL)
         _whole(self, "n_gpu_layers", minimum=-1)
+        _whole(self, "n_gpu_layers_draft", minimum=-1)
         _whole(self, "batch_size", minimum=1)
         _whole(self, "ubatch_size", minimum=1)
         _whole(self, "threads", minimum=1)
@@ -79,6 +121,11 @@ class LoadOptions:
                 f"cache_type_v={self.cache_type_v!r} with flash_attn='off'",
                 why="llama.cpp can quantise the V cache only with flash attention",
                 remedy="use flash_attn='auto', or cache_type_v='f16'",
+            )
+        if self.n_gpu_layers_draft is not None and self.model_draft is None:
+            raise OptionsError(
+                f"n_gpu_layers_draft={self.n_gpu_layers_draft} without a draft model",
+                remedy="give model_draft, too",
             )
 
     @property
@@ -167,37 +214,6 @@ class SamplingOptions:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartPolicy:
-    """When a server that crashed is started again.
-
-    max_restarts: so many times in a row; 0: never. backoff: seconds before the first restart; it
-    doubles each time, up to backoff_max. stable_time: seconds of service after which a row ends.
-
-    Causes that a restart cannot mend, such as a broken file or too little memory, are not retried.
-
-    Raises `OptionsError` for a value that cannot be meant.
-
-    >>> [RestartPolicy().pause(number) for number in range(3)]
-    [0.5, 1.0, 2.0]
-    """
-
-    max_restarts: int = 3
-    backoff: float = 0.5
-    backoff_max: float = 30.0
-    stable_time: float = 60.0
-
-    def __post_init__(self) -> None:
-        _whole(self, "max_restarts", minimum=0, optional=False)
-        for name in ("backoff", "backoff_max", "stable_time"):
-            _number(self, name, minimum=0, optional=False)
-
-    def pause(self, restarts: int) -> float:
-        """Seconds to wait before the next restart, after so many in a row."""
-        # An exponent beyond this would overflow, and the bound is reached long before.
-        return float(min(self.backoff * 2 ** min(restarts, 64), self.backoff_max))
-
-
 class LoadArguments(TypedDict, total=False):
     """The fields of `LoadOptions` as keyword arguments, for type checkers."""
 
@@ -210,11 +226,15 @@ class LoadArguments(TypedDict, total=False):
     cache_type_k: str | None
     cache_type_v: str | None
     flash_attn: Literal["on", "off", "auto"] | None
+    mmproj: str | os.PathLike[str] | None
+    model_draft: str | os.PathLike[str] | None
+    n_gpu_layers_draft: int | None
     threads: int | None
     llama_server: str | os.PathLike[str] | None
     host: str | None
     port: int | None
     start_timeout: float
+    restart: RestartPolicy
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -241,7 +261,7 @@ def build_options(
 
     Raises `OptionsError` for an unknown option: it names the nearest one that exists.
     """
-    names = [field.name for field in fields(cls)]
+    names = [one.name for one in fields(cls)]
     for name in values:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)

@@ -88,7 +88,9 @@ class Completion:
 
     text: the answer. reasoning: the model's thinking, where the chat template separates it.
     tokens: every token, in order. finish_reason: `stop` (the model, a stop string or a stop token
-    ended it) or `length` (`max_tokens` or the context was reached).
+    ended it) or `length` (`max_tokens` or the context was reached). resumed: how often it went on
+    after a crash of the server; `timings` then tell of the last server's part, but for
+    `time_to_first_token` and `total_seconds`, which are those of the whole.
     """
 
     text: str
@@ -97,3 +99,4 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    resumed: int = 0

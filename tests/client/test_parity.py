@@ -54,7 +54,7 @@ def plain(function: Any) -> str:
 @pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
 def test_what_waits_is_awaited(blocking: type, asynchronous: type) -> None:
     """Whatever talks to the server is a coroutine function in the one, and none in the other."""
-    starts = {"completion", "chat", "__iter__"}
+    starts = {"completion", "chat", "interrupt", "__iter__"}
     for name, member in public(asynchronous).items():
         if inspect.isfunction(member):
             assert inspect.iscoroutinefunction(member) is (name not in starts), name

@@ -14,7 +14,7 @@ from tests.client.both import KINDS, Ask, Kind, call, consume, read
 from tests.client.scripted import DEADLINE, Caller, Script, ScriptedServer
 from tests.client.wire import chunk, event, final, stream, token
 
-from rocllm.client import AsyncClient, AsyncTokenStream, Client, _sockets, _transports
+from rocllm.client import AsyncClient, AsyncTokenStream, Client, Explain, _sockets, _transports
 from rocllm.client._http import KEEP_ALIVE_REQUESTS
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
@@ -109,14 +109,21 @@ def test_a_broken_connection_is_explained(kind: Kind) -> None:
     """Who knows what became of the server turns the error into a better one, with its cause."""
     seen: list[RocllmError] = []
 
-    def explain(error: RocllmError) -> RocllmError:
-        seen.append(error)
-        return ServerCrashed("the server crashed")
+    class Keeper:
+        def serving(self) -> Explain:
+            return self.explain
+
+        def wait(self) -> Explain:
+            raise AssertionError("nobody waits for a server that serves")
+
+        def explain(self, error: RocllmError) -> RocllmError:
+            seen.append(error)
+            return ServerCrashed("the server crashed")
 
     with ScriptedServer(plays(HALF)) as server:
-        outcome = consume(kind, server.endpoint, completion, explain=explain)
+        outcome = consume(kind, server.endpoint, completion, keeper=Keeper())
         with pytest.raises(ServerCrashed):
-            call(kind, server.endpoint, lambda client: client.props(), explain=explain)
+            call(kind, server.endpoint, lambda client: client.props(), keeper=Keeper())
     assert isinstance(outcome.error, ServerCrashed)
     assert outcome.error.__cause__ is seen[0]
     assert seen[0].text == "ab"  # type: ignore[attr-defined]

@@ -130,8 +130,9 @@ def test_a_killed_server_is_told_as_a_crash(demo_model: Path) -> None:
         with pytest.raises(ServerCrashed, match="SIGKILL") as caught:
             stream.read()
         assert caught.value.text.startswith("".join(token.text for token in begun))
-        with pytest.raises((ServerCrashed, RequestError)):
-            model.generate("again").read()
+        assert model.generate("1, 2,", max_tokens=2).read().text, (
+            "the next call gets another server"
+        )
 
 
 def test_tcp_on_request(demo_model: Path) -> None:

@@ -14,7 +14,7 @@ from rocllm.endpoint import Endpoint
 from rocllm.gguf import ModelInfo
 from rocllm.options import LoadOptions, SamplingOptions
 from rocllm.results import Message
-from rocllm.server import Buffer, LoadProgress
+from rocllm.server import Buffer, LoadProgress, State, Transition
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class LoadRequest:
     """What to load, how, and on what machine.
 
     root: where the machine's file system begins. environ: the user's environment. cancel: set it
-    to give up. on_progress: is called from time to time while loading.
+    to give up. on_progress: is called from time to time while loading. on_transition: is told
+    whenever the server starts, serves, crashes or ends. Both are called from another thread.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class LoadRequest:
     root: Path = Path("/")
     cancel: threading.Event | None = None
     on_progress: Callable[[LoadProgress], None] | None = None
+    on_transition: Callable[[Transition], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class LoadedInfo:
     device_because, engine_because, plan_because: why, a sentence each.
     ctx_size: tokens of one slot, prompt and answer together. parallel: slots. n_gpu_layers: layers
     on the GPU, -1 for all. buffers: memory that the engine says it allocated. warnings: what is
-    not as it was chosen. endpoint: where the server listens. pid: its process.
+    not as it was chosen. recovered: what was changed, and why, after a start or a server failed.
+    endpoint: where the server listens. pid: its process.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class LoadedInfo:
     n_gpu_layers: int
     buffers: tuple[Buffer, ...]
     warnings: tuple[str, ...]
+    recovered: tuple[str, ...]
     endpoint: Endpoint | None
     pid: int | None
 
@@ -70,10 +74,17 @@ class LoadedInfo:
 class Connection(Protocol):
     """The way to a loaded model; safe to use from several threads."""
 
-    def completion(self, prompt: str | Sequence[int], sampling: SamplingOptions) -> TokenStream:
-        """Continue a prompt, given as text or token ids."""
+    def completion(
+        self, prompt: str | Sequence[int], sampling: SamplingOptions, *, resume: bool
+    ) -> TokenStream:
+        """Continue a prompt, given as text or token ids.
 
-    def chat(self, messages: Sequence[Message], sampling: SamplingOptions) -> TokenStream:
+        resume: after a crash the stream goes on with the next server.
+        """
+
+    def chat(
+        self, messages: Sequence[Message], sampling: SamplingOptions, *, resume: bool
+    ) -> TokenStream:
         """Answer a conversation, through the model's chat template."""
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -93,11 +104,13 @@ class AsyncConnection(Protocol):
     """The same for asyncio."""
 
     def completion(
-        self, prompt: str | Sequence[int], sampling: SamplingOptions
+        self, prompt: str | Sequence[int], sampling: SamplingOptions, *, resume: bool
     ) -> AsyncTokenStream:
         """Continue a prompt, given as text or token ids."""
 
-    def chat(self, messages: Sequence[Message], sampling: SamplingOptions) -> AsyncTokenStream:
+    def chat(
+        self, messages: Sequence[Message], sampling: SamplingOptions, *, resume: bool
+    ) -> AsyncTokenStream:
         """Answer a conversation, through the model's chat template."""
 
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -125,6 +138,13 @@ class LoadedModel(Protocol):
 
     def connect_async(self) -> AsyncConnection:
         """A way to it for asyncio."""
+
+    @property
+    def state(self) -> State:
+        """Whether it runs, and if not, why not."""
+
+    def stop(self) -> None:
+        """Give its memory back; the next request loads it again. Idempotent."""
 
     def close(self) -> None:
         """Unload it; nothing of it is left afterwards. Idempotent."""

@@ -28,6 +28,9 @@ class Answer:
     ready: tokens that can be handed out. failure: the error that ended the answer, to be raised
     when `ready` is empty. finished: the answer is whole. needs_vocabulary: nothing goes on before
     `use_vocabulary`. usage, timings, finish_reason: `None` until `finished`.
+
+    One that `follows` another, which broke off, tells the figures of both; `known` tokens of the
+    first are part of its prompt.
     """
 
     __slots__ = (
@@ -37,12 +40,14 @@ class Answer:
         "_error_body",
         "_events",
         "_first_token_at",
+        "_started",
         "_started_at",
         "_waiting",
         "_what",
         "failure",
         "finish_reason",
         "finished",
+        "known",
         "needs_vocabulary",
         "ready",
         "response",
@@ -59,6 +64,8 @@ class Answer:
         chat: bool,
         reads_ids: bool,
         clock: Callable[[], float],
+        follows: Answer | None = None,
+        known: int = 0,
     ) -> None:
         self.response = Response()
         self.failure: RocllmError | None = None
@@ -70,8 +77,10 @@ class Answer:
         self._what = what
         self._endpoint = endpoint
         self._clock = clock
-        self._started_at = clock()
-        self._first_token_at: float | None = None
+        self._started_at: float = follows._started_at if follows else clock()
+        self._started: bool = follows is not None and follows._started
+        self._first_token_at: float | None = follows._first_token_at if follows else None
+        self.known = known
         kind = ChatEvents if chat else CompletionEvents
         self._events: Events = kind(what, sampling, chat=chat, reads_ids=reads_ids)
         self._decoder = EventDecoder()
@@ -80,8 +89,9 @@ class Answer:
         self._error_body = b""
 
     def start(self) -> None:
-        """The request is about to be sent."""
-        self._started_at = self._clock()
+        """The request is about to be sent; the first time counts."""
+        if not self._started:
+            self._started, self._started_at = True, self._clock()
 
     @property
     def cut(self) -> bool:
@@ -201,7 +211,7 @@ class Answer:
             else:
                 prompt, generated = figures["tokens_evaluated"], figures["tokens_predicted"]
             cached = int(timings.get("cache_n", prompt - computed))
-            self.usage = Usage(int(prompt), int(generated), cached)
+            self.usage = Usage(int(prompt) - self.known, int(generated) + self.known, cached)
             self._events.missing(generated)
             assembler.end(generated, cut_off=reason == "length")
             self.timings = self._timings(timings, cached, computed)

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from rocllm.client._answer import Answer
 from rocllm.client._errors import stream_closed
 from rocllm.client._http import encode_request
 from rocllm.client._ids import Vocabulary
-from rocllm.client._wire import Call, StreamRequest
+from rocllm.client._wire import Call, StreamRequest, resumed
 from rocllm.endpoint import Endpoint
-from rocllm.errors import RequestError, RocllmError, StreamClosed
+from rocllm.errors import (
+    ConnectionLost,
+    RequestError,
+    RequestTimeout,
+    RocllmError,
+    ServerCrashed,
+    ServerError,
+    StreamClosed,
+)
 from rocllm.options import SamplingOptions
 from rocllm.results import Completion, FinishReason, Timings, Token, Usage
 
-# Makes a better error of one that says only that the connection broke.
+# Makes a better error of one that says only that the connection broke, or that nothing came.
 Explain: TypeAlias = Callable[[RocllmError], RocllmError]
 # A timeout's name in the client's signature, and its seconds.
 Timeout: TypeAlias = tuple[str, float | None]
 
+# The errors of which a keeper may know more.
+UNEXPLAINED = (ConnectionLost, RequestTimeout)
 DEFAULT_SAMPLING = SamplingOptions()
 # The longest answer that is not a stream: a batch of the vocabulary has 1 MB.
 MAX_BODY = 64 * 1024 * 1024
 # Seconds that the end of a whole answer may take to arrive; then the connection is not used again.
 SETTLE = 1.0
+
+
+class Keeper(Protocol):
+    """Who looks after the server that a client talks to, and starts it again after a crash."""
+
+    def serving(self) -> Explain | None:
+        """What explains errors of the server that serves now; `None`: there will be one.
+
+        Raises why there will be none.
+        """
+
+    def wait(self) -> Explain:
+        """The same, when there is one."""
 
 
 class ClientBase:
@@ -36,12 +59,12 @@ class ClientBase:
         endpoint: Endpoint,
         read_timeout: float | None,
         stream_timeout: float | None,
-        explain: Explain | None,
+        keeper: Keeper | None,
     ) -> None:
         self.endpoint = endpoint
         self._read_timeout = read_timeout
         self._stream_timeout = stream_timeout
-        self._explain = explain
+        self._keeper = keeper
         self._vocabulary: Vocabulary | None = None
         # The server cannot tell its vocabulary.
         self._no_vocabulary = False
@@ -62,19 +85,30 @@ class StreamBase:
     """What a stream has told so far."""
 
     def __init__(self, request: StreamRequest, endpoint: Endpoint) -> None:
-        self._answer = Answer(
-            request.what,
-            endpoint,
-            request.sampling,
-            chat=request.chat,
-            reads_ids=request.reads_ids,
-            clock=time.monotonic,
-        )
-        self._ready = self._answer.ready
+        self._first_request = request
+        # What is sent next: the same, or what is left of it after a crash.
+        self._request = request
+        self._rest_wanted = False
+        self._endpoint = endpoint
+        self._begin(None, known=0)
         self._tokens: list[Token] = []
         self._ended = False
+        self._resumed = 0
+        # Tokens to come that are known already.
+        self._repeated = 0
         # Why the stream cannot be read any more.
         self._closed_because: str | None = None
+        # Its reader does not want it any more.
+        self._left = False
+        # What explains an error, once there is a server; whether that one got the request.
+        self._explain: Explain | None = None
+        self._sent = False
+        self._repeated_once = False
+
+    @property
+    def resumed(self) -> int:
+        """How often it went on after a crash of the server."""
+        return self._resumed
 
     @property
     def tokens(self) -> tuple[Token, ...]:
@@ -117,7 +151,14 @@ class StreamBase:
         else:
             self._answer.feed_eof()
 
+    def _drop_repeated(self) -> None:
+        while self._repeated and self._ready:
+            self._ready.popleft()
+            self._repeated -= 1
+
     def _check_open(self) -> None:
+        if self._left and self._closed_because is None:
+            self._closed_because = "it was closed before its end"
         if self._closed_because is not None:
             raise stream_closed(f"{self!r} cannot be read", self._closed_because)
         if self._answer.failure is not None:
@@ -129,7 +170,7 @@ class StreamBase:
             self._closed_because = "its client was closed"
         if self._closed_because is None:
             self._closed_because = "it ended with an error"
-            if isinstance(error, RequestError):
+            if isinstance(error, (RequestError, ServerError)):
                 error.text = self.text
         elif not isinstance(error, StreamClosed):
             return stream_closed(f"{self!r} cannot be read", self._closed_because)
@@ -147,7 +188,67 @@ class StreamBase:
             finish_reason=answer.finish_reason,
             usage=answer.usage,
             timings=answer.timings,
+            resumed=self._resumed,
         )
+
+    def _begin(self, follows: Answer | None, known: int) -> None:
+        """Await the answer to the request, of whose prompt `known` tokens are generated ones."""
+        request = self._request
+        self._answer = Answer(
+            request.what,
+            self._endpoint,
+            request.sampling,
+            chat=request.chat,
+            reads_ids=request.reads_ids,
+            clock=time.monotonic,
+            follows=follows,
+            known=known,
+        )
+        self._ready = self._answer.ready
+
+    def _goes_on(self, error: RocllmError) -> bool:
+        """After a crash: whether the same request, or what is left of it, is worth sending."""
+        crashed = isinstance(error, ServerCrashed) and self._explain is not None
+        if not crashed or not error.retryable or self._left:
+            return False
+        if self._sent and not self._begun and not self._repeated_once:
+            self._repeated_once = True
+        elif self._sent:
+            why_not = self._why_not_resumable()
+            if why_not is not None:
+                error.why = "\n".join(part for part in (error.why, why_not) if part)
+            if why_not is not None or not self._request.resume:
+                return False
+            self._resumed += 1
+            self._rest_wanted = bool(self._tokens)
+        # What never reached a server is sent to the next one; what got no answer, too, but once:
+        # it may be the very thing that this server cannot stand.
+        self._closed_because = None
+        self._begin(self._answer, self._answer.known)
+        return True
+
+    def _why_not_resumable(self) -> str | None:
+        if not self._request.resume:
+            return None
+        if any(token.reasoning for token in self._tokens):
+            return "it is not resumed: the server hides how its thinking is written"
+        if any(token.id is None for token in self._tokens):
+            return "it is not resumed: the server hid the id of a token"
+        return None
+
+    def _resume_with(self, prompt: str | list[int]) -> None:
+        """Ask for what is left, `prompt` being that of the whole answer."""
+        ids = [token.id for token in self._tokens if token.id is not None]
+        left = self._first_request.sampling.max_tokens
+        if left > 0:
+            left -= len(ids)
+            if left == 0:
+                # Only the figures at its end are missing; the server tells them after a token.
+                left, self._repeated = 1, 1
+                ids.pop()
+        self._request = resumed(self._first_request, prompt, ids, left)
+        self._rest_wanted = False
+        self._begin(self._answer, len(ids))
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "closed" if self._closed_because else "open"

@@ -76,6 +76,10 @@ class Pool:
     def close(self) -> None:
         """Close every connection; who reads from one gets its end. Idempotent."""
         self.closed = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End every connection; the next request gets a new one."""
         while self._idle:
             with contextlib.suppress(IndexError):
                 self.discard(self._idle.pop())
@@ -126,7 +130,7 @@ class Connection:
 class Exchange:
     """One request and its response, on a connection of the pool or on a new one.
 
-    It opens with the first `receive`; any thread may close it.
+    It opens with the first `receive`; any thread may close it. sent: the server may have got it.
     """
 
     def __init__(self, pool: Pool, what: str, request: bytes, timeout: Timeout) -> None:
@@ -136,6 +140,7 @@ class Exchange:
         self._timeout = timeout
         self._connection: Connection | None = None
         self._closed = False
+        self.sent = False
 
     def receive(self) -> bytes:
         """The next bytes of the response, nothing at the end of the connection."""
@@ -203,6 +208,7 @@ class Exchange:
 
     def _ask(self, connection: Connection) -> bytes:
         connection.requests += 1
+        self.sent = True
         try:
             connection.set_timeout(self._timeout[1])
             # A server that refuses a long request may answer and close before it has read it all.

@@ -70,6 +70,12 @@ class Pool:
         self._open.discard(connection)
         connection.drop()
 
+    def interrupt(self) -> None:
+        """End every connection, from any thread; the next request gets a new one."""
+        self._idle.clear()
+        for connection in list(self._open):
+            self.drop(connection)
+
     async def aclose(self) -> None:
         """Close every connection; who reads from one gets its end. Idempotent."""
         self.closed = True
@@ -205,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
 class Exchange:
     """One request and its response, on a connection of the pool or on a new one.
 
-    It opens with the first `receive`.
+    It opens with the first `receive`. sent: the server may have got it.
     """
 
     def __init__(self, pool: Pool, what: str, request: bytes, timeout: Timeout) -> None:
@@ -215,6 +221,7 @@ class Exchange:
         self._timeout = timeout
         self._connection: Connection | None = None
         self._closed = False
+        self.sent = False
 
     async def receive(self) -> bytes:
         """The next bytes of the response, nothing at the end of the connection."""
@@ -287,6 +294,7 @@ class Exchange:
             raise stream_closed(self._what, "the stream is closed")
 
     async def _ask(self, connection: Connection) -> bytes:
+        self.sent = True
         connection.send(self._request, self._timeout[1])
         try:
             return await connection.receive()

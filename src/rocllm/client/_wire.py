@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from rocllm.client._errors import http_error, unexpected
@@ -129,21 +129,53 @@ def vocabulary_pieces(first: int, size: int) -> Call[list[bytes]]:
 class StreamRequest:
     """A request whose answer is a stream of tokens.
 
-    what: for messages. reads_ids: more than text and id of a token is asked for; in chat, ids too.
+    what: for messages. prompt: `None` for a chat, which has messages. reads_ids: more than text and
+    id of a token is asked for; in chat, ids too. resume: it goes on after a crash of the server.
     """
 
     what: str
     target: str
     body: bytes
     sampling: SamplingOptions
-    chat: bool
     reads_ids: bool
+    resume: bool
+    prompt: str | list[int] | None = None
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def chat(self) -> bool:
+        """The answer comes in the form of a chat."""
+        return self.prompt is None
 
 
-def completion(prompt: str | Sequence[int], sampling: SamplingOptions) -> StreamRequest:
+def completion(
+    prompt: str | Sequence[int], sampling: SamplingOptions, *, resume: bool = False
+) -> StreamRequest:
     """Continue a prompt."""
+    if resume:
+        _check_resumable(sampling)
+    checked = prompt if isinstance(prompt, str) else checked_ids(prompt)
+    return _completion(checked, checked, sampling, resume=resume)
+
+
+def resumed(
+    request: StreamRequest, prompt: str | list[int], tokens: Sequence[int], max_tokens: int
+) -> StreamRequest:
+    """Go on where a stream broke off: `prompt` and the `tokens` that came are the new prompt.
+
+    The server takes text and ids together (`tokenize_mixed`, tools/server/server-common.cpp,
+    b11434), so the text becomes the same tokens as before.
+    """
+    parts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
+    sampling = replace(request.sampling, max_tokens=max_tokens)
+    return _completion(prompt, [*parts, *tokens], sampling, resume=True)
+
+
+def _completion(
+    prompt: str | list[int], sent: object, sampling: SamplingOptions, *, resume: bool
+) -> StreamRequest:
     body: dict[str, Any] = {
-        "prompt": prompt if isinstance(prompt, str) else checked_ids(prompt),
+        "prompt": sent,
         "n_predict": sampling.max_tokens,
         "response_fields": _FINAL_FIELDS,
         **_sampling(sampling),
@@ -157,14 +189,19 @@ def completion(prompt: str | Sequence[int], sampling: SamplingOptions) -> Stream
         "/completion",
         encode_json(body),
         sampling,
-        chat=False,
         reads_ids=sampling.logprobs or bool(sampling.stop_tokens),
+        resume=resume,
+        prompt=prompt,
     )
 
 
-def chat(messages: Sequence[Message], sampling: SamplingOptions) -> StreamRequest:
+def chat(
+    messages: Sequence[Message], sampling: SamplingOptions, *, resume: bool = False
+) -> StreamRequest:
     """Answer a conversation."""
-    reads_ids = sampling.logprobs or bool(sampling.stop_tokens)
+    if resume:
+        _check_resumable(sampling)
+    reads_ids = sampling.logprobs or bool(sampling.stop_tokens) or resume
     body: dict[str, Any] = {
         "messages": _messages(messages),
         "max_tokens": sampling.max_tokens,
@@ -179,9 +216,19 @@ def chat(messages: Sequence[Message], sampling: SamplingOptions) -> StreamReques
         "/v1/chat/completions",
         encode_json(body),
         sampling,
-        chat=True,
         reads_ids=reads_ids,
+        resume=resume,
+        messages=tuple(messages),
     )
+
+
+def _check_resumable(sampling: SamplingOptions) -> None:
+    if sampling.json_schema is not None or sampling.grammar is not None:
+        raise OptionsError(
+            "resume=True together with json_schema or grammar",
+            why="after a crash the server would begin the grammar anew, amid the answer",
+            remedy="leave resume away, and make the call again after a ServerCrashed",
+        )
 
 
 def checked_ids(tokens: Sequence[int]) -> list[int]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rocllm.client import _wire
-from rocllm.client._base import DEFAULT_SAMPLING, MAX_BODY, ClientBase, Explain, StreamBase
+from rocllm.client._base import (
+    DEFAULT_SAMPLING,
+    MAX_BODY,
+    UNEXPLAINED,
+    ClientBase,
+    Explain,
+    Keeper,
+    StreamBase,
+)
 from rocllm.client._errors import connection_lost, too_long
 from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
@@ -17,7 +25,6 @@ from rocllm.client._wire import Call, Health, StreamRequest
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
     BadRequest,
-    ConnectionLost,
     ProtocolError,
     RequestError,
     RocllmError,
@@ -25,6 +32,9 @@ from rocllm.errors import (
 )
 from rocllm.options import SamplingOptions
 from rocllm.results import Completion, Message, Token
+
+# Seconds between two questions whether the server is there again.
+_POLL_INTERVAL = 0.02
 
 _T = TypeVar("_T")
 
@@ -43,9 +53,9 @@ class AsyncClient(ClientBase):
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = 30.0,
         stream_timeout: float | None = 600.0,
-        explain: Explain | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        super().__init__(endpoint, read_timeout, stream_timeout, explain)
+        super().__init__(endpoint, read_timeout, stream_timeout, keeper)
         self._pool = Pool(endpoint, connect_timeout)
 
     async def health(self) -> Health:
@@ -82,16 +92,28 @@ class AsyncClient(ClientBase):
         return await self._ask(_wire.apply_template(messages))
 
     def completion(
-        self, prompt: str | Sequence[int], sampling: SamplingOptions = DEFAULT_SAMPLING
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingOptions = DEFAULT_SAMPLING,
+        *,
+        resume: bool = False,
     ) -> AsyncTokenStream:
-        """Continue a prompt, given as text or token ids. Nothing is sent before the first read."""
-        return AsyncTokenStream(self, _wire.completion(prompt, sampling))
+        """Continue a prompt; see `Client.completion`. Nothing is sent before the first read."""
+        return AsyncTokenStream(self, _wire.completion(prompt, sampling, resume=resume))
 
     def chat(
-        self, messages: Sequence[Message], sampling: SamplingOptions = DEFAULT_SAMPLING
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingOptions = DEFAULT_SAMPLING,
+        *,
+        resume: bool = False,
     ) -> AsyncTokenStream:
         """Answer a conversation through the model's chat template; see `completion`."""
-        return AsyncTokenStream(self, _wire.chat(messages, sampling))
+        return AsyncTokenStream(self, _wire.chat(messages, sampling, resume=resume))
+
+    def interrupt(self) -> None:
+        """End every stream and every connection, from any thread; see `Client.interrupt`."""
+        self._pool.interrupt()
 
     async def aclose(self) -> None:
         """End every stream and close every connection. Idempotent."""
@@ -109,10 +131,12 @@ class AsyncClient(ClientBase):
         await self.aclose()
 
     async def _ask(self, call: Call[_T]) -> _T:
+        explain = await self._await_server()
         try:
             return await self._call(call)
-        except ConnectionLost as exc:
-            error = await self._explained(exc)
+        except UNEXPLAINED as exc:
+            # In a thread: it may wait, for the server to be seen dead.
+            error = exc if explain is None else await asyncio.to_thread(explain, exc)
             if error is exc:
                 raise
             raise error from exc
@@ -134,11 +158,13 @@ class AsyncClient(ClientBase):
             exchange.close()
         return call.answer(response.status or 0, bytes(body))
 
-    async def _explained(self, error: RocllmError) -> RocllmError:
-        if self._explain is None or not isinstance(error, ConnectionLost):
-            return error
-        # It may wait, for the server to be seen dead.
-        return await asyncio.to_thread(self._explain, error)
+    async def _await_server(self) -> Explain | None:
+        if self._keeper is None:
+            return None
+        # Polled: a thread for each waiting task would take them all from the rest of the program.
+        while (explain := self._keeper.serving()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_INTERVAL)
+        return explain
 
     async def _fetch_vocabulary(self) -> Vocabulary | None:
         """The bytes of every token, asked for once; `None` when the server cannot tell."""
@@ -173,7 +199,6 @@ class AsyncTokenStream(StreamBase):
         self._exchange: Exchange | None = None
         super().__init__(request, client.endpoint)
         self._client = client
-        self._request = request
 
     def __aiter__(self) -> Self:
         return self
@@ -193,6 +218,7 @@ class AsyncTokenStream(StreamBase):
 
     async def aclose(self) -> None:
         """Stop the generation, unless it is at its end. Idempotent."""
+        self._left = True
         if not self._ended:
             self._close("it was closed before its end")
 
@@ -214,40 +240,54 @@ class AsyncTokenStream(StreamBase):
 
     async def _advance(self, *, until_begun: bool = False) -> bool:
         """Read on until there is a token; `False` at the end."""
-        answer = self._answer
-        try:
-            while not self._ready:
-                if self._ended or (until_begun and self._begun):
-                    return False
-                self._check_open()
-                if answer.finished:
-                    await self._end()
-                elif answer.needs_vocabulary:
-                    answer.use_vocabulary(await self._client._fetch_vocabulary())
-                else:
-                    self._feed(await self._receive())
-        except RocllmError as exc:
-            error = await self._failed(exc)
-            if error is exc:
+        while True:
+            try:
+                return await self._read_on(until_begun=until_begun)
+            except RocllmError as exc:
+                error = await self._failed(exc)
+                if self._goes_on(error):
+                    continue
+                if error is exc:
+                    raise
+                raise error from exc
+            except BaseException:
+                # Cancelled: whoever awaits no token wants none.
+                self._close("reading it was interrupted")
                 raise
-            raise error from exc
-        except BaseException:
-            # Cancelled: whoever awaits no token wants none.
-            self._close("reading it was interrupted")
-            raise
+
+    async def _read_on(self, *, until_begun: bool) -> bool:
+        while not self._ready:
+            if self._ended or (until_begun and self._begun):
+                return False
+            self._check_open()
+            if self._answer.finished:
+                await self._end()
+            elif self._answer.needs_vocabulary:
+                self._answer.use_vocabulary(await self._client._fetch_vocabulary())
+            else:
+                if self._exchange is None:
+                    self._exchange = await self._open()
+                self._feed(await self._exchange.receive())
+            self._drop_repeated()
         return True
 
-    def _receive(self) -> Awaitable[bytes]:
-        if self._exchange is None:
-            client = self._client
-            self._exchange = Exchange(
-                client._pool,
-                self._request.what,
-                client._encode(self._request),
-                ("stream_timeout", client._stream_timeout),
-            )
-            self._answer.start()
-        return self._exchange.receive()
+    async def _open(self) -> Exchange:
+        client, request = self._client, self._first_request
+        self._answer.start()
+        self._explain = None
+        self._explain = await client._await_server()
+        if self._rest_wanted:
+            prompt = request.prompt
+            if prompt is None:
+                prompt = await client._call(_wire.apply_template(request.messages))
+            self._resume_with(prompt)
+        self._check_open()
+        return Exchange(
+            client._pool,
+            self._request.what,
+            client._encode(self._request),
+            ("stream_timeout", client._stream_timeout),
+        )
 
     async def _end(self) -> None:
         self._ended = True
@@ -265,5 +305,11 @@ class AsyncTokenStream(StreamBase):
 
     async def _failed(self, error: RocllmError) -> RocllmError:
         final = self._final_error(error, self._client._pool.closed)
+        self._sent = self._exchange is not None and self._exchange.sent
         self._close("it ended with an error")
-        return await self._client._explained(final)
+        self._exchange = None
+        explain = self._explain
+        if explain is None or not isinstance(final, UNEXPLAINED):
+            return final
+        # In a thread: it may wait, for the server to be seen dead.
+        return await asyncio.to_thread(explain, final)

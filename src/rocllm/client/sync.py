@@ -7,7 +7,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rocllm.client import _wire
-from rocllm.client._base import DEFAULT_SAMPLING, MAX_BODY, ClientBase, Explain, StreamBase
+from rocllm.client._base import (
+    DEFAULT_SAMPLING,
+    MAX_BODY,
+    UNEXPLAINED,
+    ClientBase,
+    Explain,
+    Keeper,
+    StreamBase,
+)
 from rocllm.client._errors import connection_lost, too_long
 from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
@@ -16,7 +24,6 @@ from rocllm.client._wire import Call, Health, StreamRequest
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
     BadRequest,
-    ConnectionLost,
     ProtocolError,
     RequestError,
     RocllmError,
@@ -38,8 +45,8 @@ class Client(ClientBase):
     stream_timeout: longest silence, in seconds, of a stream. The time before the first token
         counts too, and that is as long as the prompt and the requests queued before this one take.
         The server's sign of life between two batches of a prompt starts the time anew.
-    explain: makes a better error of a `ConnectionLost`, for one who knows what became of the
-        server.
+    keeper: looks after the server, for one who started it: requests wait until it serves, and an
+        error tells what became of it.
 
     `None` for a timeout is no timeout. After a fork the child gets connections of its own.
 
@@ -54,9 +61,9 @@ class Client(ClientBase):
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = 30.0,
         stream_timeout: float | None = 600.0,
-        explain: Explain | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        super().__init__(endpoint, read_timeout, stream_timeout, explain)
+        super().__init__(endpoint, read_timeout, stream_timeout, keeper)
         self._pool = Pool(endpoint, connect_timeout)
 
     def health(self) -> Health:
@@ -97,16 +104,31 @@ class Client(ClientBase):
         return self._ask(_wire.apply_template(messages))
 
     def completion(
-        self, prompt: str | Sequence[int], sampling: SamplingOptions = DEFAULT_SAMPLING
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingOptions = DEFAULT_SAMPLING,
+        *,
+        resume: bool = False,
     ) -> TokenStream:
-        """Continue a prompt, given as text or token ids. Nothing is sent before the first read."""
-        return TokenStream(self, _wire.completion(prompt, sampling))
+        """Continue a prompt, given as text or token ids. Nothing is sent before the first read.
+
+        resume: after a crash of a server that has a keeper, go on with the next one.
+        """
+        return TokenStream(self, _wire.completion(prompt, sampling, resume=resume))
 
     def chat(
-        self, messages: Sequence[Message], sampling: SamplingOptions = DEFAULT_SAMPLING
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingOptions = DEFAULT_SAMPLING,
+        *,
+        resume: bool = False,
     ) -> TokenStream:
         """Answer a conversation through the model's chat template; see `completion`."""
-        return TokenStream(self, _wire.chat(messages, sampling))
+        return TokenStream(self, _wire.chat(messages, sampling, resume=resume))
+
+    def interrupt(self) -> None:
+        """End every stream and every connection; the next request opens another one."""
+        self._pool.interrupt()
 
     def close(self) -> None:
         """End every stream and close every connection. Idempotent."""
@@ -124,10 +146,11 @@ class Client(ClientBase):
         self.close()
 
     def _ask(self, call: Call[_T]) -> _T:
+        explain = self._await_server()
         try:
             return self._call(call)
-        except ConnectionLost as exc:
-            error = self._explained(exc)
+        except UNEXPLAINED as exc:
+            error = exc if explain is None else explain(exc)
             if error is exc:
                 raise
             raise error from exc
@@ -149,10 +172,10 @@ class Client(ClientBase):
             exchange.close()
         return call.answer(response.status or 0, bytes(body))
 
-    def _explained(self, error: RocllmError) -> RocllmError:
-        if self._explain is None or not isinstance(error, ConnectionLost):
-            return error
-        return self._explain(error)
+    def _await_server(self) -> Explain | None:
+        if self._keeper is None:
+            return None
+        return self._keeper.serving() or self._keeper.wait()
 
     def _fetch_vocabulary(self) -> Vocabulary | None:
         """The bytes of every token, asked for once; `None` when the server cannot tell."""
@@ -198,7 +221,6 @@ class TokenStream(StreamBase):
         self._exchange: Exchange | None = None
         super().__init__(request, client.endpoint)
         self._client = client
-        self._request = request
 
     def __iter__(self) -> Self:
         return self
@@ -222,6 +244,7 @@ class TokenStream(StreamBase):
 
     def close(self) -> None:
         """Stop the generation, unless it is at its end. Idempotent."""
+        self._left = True
         if not self._ended:
             self._close("it was closed before its end")
 
@@ -243,40 +266,54 @@ class TokenStream(StreamBase):
 
     def _advance(self, *, until_begun: bool = False) -> bool:
         """Read on until there is a token; `False` at the end."""
-        answer = self._answer
-        try:
-            while not self._ready:
-                if self._ended or (until_begun and self._begun):
-                    return False
-                self._check_open()
-                if answer.finished:
-                    self._end()
-                elif answer.needs_vocabulary:
-                    answer.use_vocabulary(self._client._fetch_vocabulary())
-                else:
-                    self._feed(self._receive())
-        except RocllmError as exc:
-            error = self._failed(exc)
-            if error is exc:
+        while True:
+            try:
+                return self._read_on(until_begun=until_begun)
+            except RocllmError as exc:
+                error = self._failed(exc)
+                if self._goes_on(error):
+                    continue
+                if error is exc:
+                    raise
+                raise error from exc
+            except BaseException:
+                # Ctrl-C: bytes may be lost, so nothing can follow.
+                self._close("reading it was interrupted")
                 raise
-            raise error from exc
-        except BaseException:
-            # Ctrl-C: bytes may be lost, so nothing can follow.
-            self._close("reading it was interrupted")
-            raise
+
+    def _read_on(self, *, until_begun: bool) -> bool:
+        while not self._ready:
+            if self._ended or (until_begun and self._begun):
+                return False
+            self._check_open()
+            if self._answer.finished:
+                self._end()
+            elif self._answer.needs_vocabulary:
+                self._answer.use_vocabulary(self._client._fetch_vocabulary())
+            else:
+                if self._exchange is None:
+                    self._exchange = self._open()
+                self._feed(self._exchange.receive())
+            self._drop_repeated()
         return True
 
-    def _receive(self) -> bytes:
-        if self._exchange is None:
-            client = self._client
-            self._exchange = Exchange(
-                client._pool,
-                self._request.what,
-                client._encode(self._request),
-                ("stream_timeout", client._stream_timeout),
-            )
-            self._answer.start()
-        return self._exchange.receive()
+    def _open(self) -> Exchange:
+        client, request = self._client, self._first_request
+        self._answer.start()
+        self._explain = None
+        self._explain = client._await_server()
+        if self._rest_wanted:
+            prompt = request.prompt
+            if prompt is None:
+                prompt = client._call(_wire.apply_template(request.messages))
+            self._resume_with(prompt)
+        self._check_open()
+        return Exchange(
+            client._pool,
+            self._request.what,
+            client._encode(self._request),
+            ("stream_timeout", client._stream_timeout),
+        )
 
     def _end(self) -> None:
         self._ended = True
@@ -294,5 +331,10 @@ class TokenStream(StreamBase):
 
     def _failed(self, error: RocllmError) -> RocllmError:
         final = self._final_error(error, self._client._pool.closed)
+        self._sent = self._exchange is not None and self._exchange.sent
         self._close("it ended with an error")
-        return self._client._explained(final)
+        self._exchange = None
+        explain = self._explain
+        if explain is None or not isinstance(final, UNEXPLAINED):
+            return final
+        return explain(final)

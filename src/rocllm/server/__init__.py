@@ -3,10 +3,12 @@
 from rocllm.server.binary import ListedDevice, ServerBinary, find_server, list_devices
 from rocllm.server.command import LaunchCommand, LaunchOptions, build_command
 from rocllm.server.diagnose import diagnose
+from rocllm.server.health import check_health
 from rocllm.server.process import ServerProcess
 from rocllm.server.report import Buffer, LoadReport, UsedDevice
 from rocllm.server.run_dir import RunDir
 from rocllm.server.start import LoadProgress, start_server
+from rocllm.server.supervisor import State, Supervisor, Transition
 
 __all__ = [
     "Buffer",
@@ -18,8 +20,12 @@ __all__ = [
     "RunDir",
     "ServerBinary",
     "ServerProcess",
+    "State",
+    "Supervisor",
+    "Transition",
     "UsedDevice",
     "build_command",
+    "check_health",
     "diagnose",
     "find_server",
     "list_devices",

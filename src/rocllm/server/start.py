@@ -7,6 +7,7 @@ the kernel counts for every engine alike.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -48,16 +49,17 @@ def start_server(
     cancel: threading.Event | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
     on_spawn: Callable[[int], None] | None = None,
+    on_exit: Callable[[], None] | None = None,
 ) -> tuple[ServerProcess, LoadReport]:
     """Start `command` and return when it answers on `endpoint`.
 
     start_timeout: seconds without a sign of progress. cancel: set it to give up. on_spawn: is told
-    the process id.
+    the process id. on_exit: is called when the process has ended.
 
     Raises the error that says why it did not become ready; no process is left then.
     """
     builder = LoadReportBuilder()
-    process = ServerProcess(command, on_line=builder.feed)
+    process = ServerProcess(command, on_line=builder.feed, on_exit=on_exit)
     try:
         process.start()
         if on_spawn is not None and process.pid is not None:
@@ -79,7 +81,9 @@ def _wait_ready(
     cancel: threading.Event | None,
     on_progress: Callable[[LoadProgress], None] | None,
 ) -> None:
-    total = model_path.stat().st_size
+    total = 0
+    with contextlib.suppress(OSError):  # it is gone: the server itself will say so
+        total = model_path.stat().st_size
     seen = (0, 0, 0)
     progressed = time.monotonic()
     while True:

@@ -12,9 +12,9 @@ from typing import Any, Unpack
 
 from rocllm import backends
 from rocllm.backends import LoadedModel, LoadRequest
-from rocllm.catalog import resolve_model
+from rocllm.catalog import resolve_companions, resolve_model
 from rocllm.options import LoadArguments, LoadOptions, build_options
-from rocllm.server import LoadProgress
+from rocllm.server import LoadProgress, Transition
 from rocllm.text.model import AsyncTextModel, TextModel
 
 
@@ -27,6 +27,7 @@ def load_model(
     root: str | os.PathLike[str] = "/",
     cancel: threading.Event | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
+    on_transition: Callable[[Transition], None] | None = None,
     **fields: Unpack[LoadArguments],
 ) -> TextModel:
     """Load a model and return it ready for use.
@@ -35,6 +36,8 @@ def load_model(
     load. fields: its fields one by one, over those of `options`. environ: the environment to read;
     `None`: the process's own. root: where to look for the machine's devices. cancel: set it from
     another thread to give up. on_progress: is called from time to time while loading.
+    on_transition: is told whenever the server starts, serves, crashes or ends. Both are called from
+    another thread.
 
     Raises `ModelNotFound`, `InvalidGGUF`, `OptionsError`, `DeviceError`, `ServerError` and what
     else `rocllm.errors` lists; no process is left then.
@@ -42,7 +45,7 @@ def load_model(
     >>> with load_model("demo", ctx_size=2048) as model:  # doctest: +SKIP
     ...     print(model.info.engine)
     """
-    request = _request(model, options, fields, environ, root, cancel, on_progress)
+    request = _request(model, options, fields, environ, root, cancel, on_progress, on_transition)
     return TextModel(_load(backend, request))
 
 
@@ -54,14 +57,15 @@ def load_model_async(
     environ: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] = "/",
     on_progress: Callable[[LoadProgress], None] | None = None,
+    on_transition: Callable[[Transition], None] | None = None,
     **fields: Unpack[LoadArguments],
 ) -> Loading:
     """The same for asyncio: `async with load_model_async(…) as model`, or `await` it.
 
-    Cancelling the task that waits gives up loading. `on_progress` is called from another thread.
+    Cancelling the task that waits gives up loading.
     """
     cancel = threading.Event()
-    request = _request(model, options, fields, environ, root, cancel, on_progress)
+    request = _request(model, options, fields, environ, root, cancel, on_progress, on_transition)
     return Loading(backend, request, cancel)
 
 
@@ -112,15 +116,18 @@ def _request(
     root: str | os.PathLike[str],
     cancel: threading.Event | None,
     on_progress: Callable[[LoadProgress], None] | None,
+    on_transition: Callable[[Transition], None] | None,
 ) -> LoadRequest:
     environment = dict(os.environ if environ is None else environ)
+    path = resolve_model(model, environment)
     return LoadRequest(
-        path=resolve_model(model, environment),
-        options=build_options(LoadOptions, fields, options),
+        path=path,
+        options=resolve_companions(path, build_options(LoadOptions, fields, options), environment),
         environ=environment,
         root=Path(root),
         cancel=cancel,
         on_progress=on_progress,
+        on_transition=on_transition,
     )
 
 

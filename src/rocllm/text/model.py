@@ -14,6 +14,7 @@ from rocllm.client import AsyncTokenStream, TokenStream
 from rocllm.errors import OptionsError
 from rocllm.options import SamplingArguments, SamplingOptions, build_options
 from rocllm.results import Message
+from rocllm.server import State
 
 
 class TextModel:
@@ -38,11 +39,15 @@ class TextModel:
         prompt: str | Sequence[int],
         *,
         sampling: SamplingOptions | None = None,
+        resume: bool = False,
         **options: Unpack[SamplingArguments],
     ) -> TokenStream:
         """Continue `prompt`, given as text or as token ids.
 
         sampling: how to generate. options: its fields one by one, over those of `sampling`.
+        resume: when the server crashes, go on with the next one where the answer broke off; not
+        together with `json_schema` or `grammar`. With temperature 0 the answer is that of a server
+        that did not crash.
 
         Returns a stream of `Token`; leaving it cancels the request. Raises `OptionsError` for an
         option that cannot be meant and for an empty prompt; reading the stream raises
@@ -53,7 +58,9 @@ class TextModel:
         ' 4, 5'
         """
         return self._connection.completion(
-            checked_prompt(prompt), build_options(SamplingOptions, options, sampling)
+            checked_prompt(prompt),
+            build_options(SamplingOptions, options, sampling),
+            resume=resume,
         )
 
     def chat(
@@ -61,17 +68,20 @@ class TextModel:
         messages: Sequence[Message],
         *,
         sampling: SamplingOptions | None = None,
+        resume: bool = False,
         **options: Unpack[SamplingArguments],
     ) -> TokenStream:
         """Answer a conversation, put into words by the model's own chat template.
 
-        Arguments, result and errors are those of `generate`.
+        Arguments, result and errors are those of `generate`. `resume` costs what `logprobs` costs.
 
         >>> model.chat([Message("user", "Hello!")]).read().text  # doctest: +SKIP
         'Hello! How can I help you today?'
         """
         return self._connection.chat(
-            checked_messages(messages), build_options(SamplingOptions, options, sampling)
+            checked_messages(messages),
+            build_options(SamplingOptions, options, sampling),
+            resume=resume,
         )
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -85,6 +95,18 @@ class TextModel:
     def apply_template(self, messages: Sequence[Message]) -> str:
         """The prompt that the model's chat template makes of a conversation."""
         return self._connection.apply_template(checked_messages(messages))
+
+    @property
+    def state(self) -> State:
+        """Where the server stands: `ready`, `starting` after a crash, `failed`, `stopped`, ..."""
+        return self._loaded.state
+
+    def stop(self) -> None:
+        """Stop the server and give its memory back; the next call starts it again. Idempotent.
+
+        It also forgets that the server failed: what stood in the way may be mended by now.
+        """
+        self._loaded.stop()
 
     def close(self) -> None:
         """End every stream, unload the model and leave nothing behind. Idempotent."""
@@ -131,11 +153,14 @@ class AsyncTextModel:
         prompt: str | Sequence[int],
         *,
         sampling: SamplingOptions | None = None,
+        resume: bool = False,
         **options: Unpack[SamplingArguments],
     ) -> AsyncTokenStream:
         """Continue `prompt`; see `TextModel.generate`."""
         return self._connection.completion(
-            checked_prompt(prompt), build_options(SamplingOptions, options, sampling)
+            checked_prompt(prompt),
+            build_options(SamplingOptions, options, sampling),
+            resume=resume,
         )
 
     def chat(
@@ -143,11 +168,14 @@ class AsyncTextModel:
         messages: Sequence[Message],
         *,
         sampling: SamplingOptions | None = None,
+        resume: bool = False,
         **options: Unpack[SamplingArguments],
     ) -> AsyncTokenStream:
         """Answer a conversation; see `TextModel.chat`."""
         return self._connection.chat(
-            checked_messages(messages), build_options(SamplingOptions, options, sampling)
+            checked_messages(messages),
+            build_options(SamplingOptions, options, sampling),
+            resume=resume,
         )
 
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -161,6 +189,15 @@ class AsyncTextModel:
     async def apply_template(self, messages: Sequence[Message]) -> str:
         """The prompt that the model's chat template makes of a conversation."""
         return await self._connection.apply_template(checked_messages(messages))
+
+    @property
+    def state(self) -> State:
+        """Where the server stands; see `TextModel.state`."""
+        return self._loaded.state
+
+    async def stop(self) -> None:
+        """Stop the server and give its memory back; see `TextModel.stop`."""
+        await asyncio.to_thread(self._loaded.stop)
 
     async def aclose(self) -> None:
         """End every stream, unload the model and leave nothing behind. Idempotent."""

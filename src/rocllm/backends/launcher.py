@@ -1,0 +1,298 @@
+"""Start llama-servers for one model, one after another, and tell what became of each."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+
+from rocllm.backends.base import LoadedInfo, LoadRequest
+from rocllm.backends.decide import Decision, decide, engine_name
+from rocllm.backends.verify import verify_devices
+from rocllm.endpoint import Endpoint
+from rocllm.errors import (
+    AddressInUse,
+    RequestError,
+    RequestTimeout,
+    RocllmError,
+    ServerCrashed,
+    ServerError,
+    StreamClosed,
+)
+from rocllm.memory import Measurement, measured_parts, store_measurement
+from rocllm.options import LoadOptions
+from rocllm.server import (
+    LaunchCommand,
+    LaunchOptions,
+    LoadReport,
+    RunDir,
+    ServerProcess,
+    build_command,
+    check_health,
+    diagnose,
+    start_server,
+)
+from rocllm.units import format_seconds
+
+# Tries with new ports, when the port is ours to choose and was taken between choosing and binding.
+_PORT_TRIES = 3
+# Seconds that a request waits for its server to be seen dead after its connection broke.
+_CRASH_NOTICE = 1.0
+# Seconds in which a server that is alive answers a health check; it does so from a thread that has
+# nothing else to do, however busy the model is.
+_HANG_TIMEOUT = 5.0
+
+
+class LlamaServer:
+    """One running llama-server."""
+
+    def __init__(
+        self,
+        process: ServerProcess,
+        info: LoadedInfo,
+        endpoint: Endpoint,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self.info = info
+        self._process = process
+        self._endpoint = endpoint
+        self._interrupt = interrupt
+        self._stopping = False
+        # Why it was killed, when that was us.
+        self._verdict: ServerCrashed | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """It does not run any more."""
+        return self._process.exit_status is not None
+
+    def crash(self) -> RocllmError:
+        """Why it ended."""
+        if self._verdict is not None:
+            return self._verdict
+        return diagnose(
+            self._process.command.argv,
+            self._process.exit_status or 0,
+            self._process.output,
+            ready=True,
+            model=str(self.info.path),
+        )
+
+    def explain(self, error: RocllmError) -> RocllmError:
+        """What a broken connection, or an answer that does not come, means."""
+        if isinstance(error, RequestTimeout):
+            self._kill_if_it_hangs(error)
+        if self._process.wait(_CRASH_NOTICE) is None and not self._stopping:
+            return error
+        if self._stopping:
+            return StreamClosed(
+                f"{error.what}", why="the model was stopped meanwhile", remedy="make the call again"
+            )
+        crash = self.crash()
+        if isinstance(crash, ServerError) and isinstance(error, RequestError):
+            crash.text = error.text
+        return crash
+
+    def stop(self) -> None:
+        """End it. Its clients go first: a connected one keeps it alive after SIGTERM."""
+        if not self.has_ended:
+            self._stopping = True
+        self._interrupt()
+        self._process.stop()
+
+    def kill(self) -> None:
+        """End it without any grace."""
+        self._stopping = True
+        self._process.kill()
+
+    def _kill_if_it_hangs(self, error: RequestTimeout) -> None:
+        if self.has_ended or check_health(self._endpoint, _HANG_TIMEOUT) == "ready":
+            return
+        self._verdict = ServerCrashed(
+            f"llama-server (process {self._process.pid}) hung, and was killed",
+            why=f"{error.what}; nor did it answer a health check in "
+            f"{format_seconds(_HANG_TIMEOUT)}",
+            remedy="make the call again; if it happens again, see dmesg for the GPU driver's words",
+            argv=self._process.command.argv,
+            output=self._process.output,
+        )
+        self._verdict.cause = "hang"
+        self._process.kill()
+
+
+class LlamaServerLauncher:
+    """Decides how a model is run, and starts servers for it.
+
+    interrupt: ends what clients have under way.
+    """
+
+    def __init__(self, request: LoadRequest, interrupt: Callable[[], None]) -> None:
+        self._request = request
+        self._interrupt = interrupt
+        self._options = request.options
+        self._decision: Decision | None = None
+        self._run_dir: RunDir | None = None
+        self._endpoint: Endpoint | None = None
+        self._info: LoadedInfo | None = None
+        self._recovered: tuple[str, ...] = ()
+
+    def start(self, cancel: threading.Event, on_exit: Callable[[], None]) -> LlamaServer:
+        """Start a server; the first decides how, and on which endpoint, for those that follow."""
+        decision = self._decision = self._decision or decide(self._request, self._options)
+        try:
+            return self._start(decision, cancel, on_exit)
+        except RocllmError as exc:
+            decision.name_cause(exc)
+            raise
+
+    def adapt(self, error: RocllmError) -> bool:
+        """Take the next rung of the recovery ladder, if one may mend `error`."""
+        return False
+
+    def remove(self) -> None:
+        """Leave nothing behind, after the last server has ended."""
+        if self._run_dir is not None:
+            self._run_dir.remove()
+
+    @property
+    def info(self) -> LoadedInfo:
+        """What the last server runs, where and how."""
+        assert self._info is not None, "nothing was started"
+        return self._info
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where every server of this launcher listens."""
+        assert self._endpoint is not None, "nothing was started"
+        return self._endpoint
+
+    def _start(
+        self, decision: Decision, cancel: threading.Event, on_exit: Callable[[], None]
+    ) -> LlamaServer:
+        if self._run_dir is None:
+            self._run_dir = RunDir.create(self._request.environ)
+        run_dir, options = self._run_dir, decision.options
+        # Clients know the address of the first server, so it stays that of all.
+        tries = 1 if self._endpoint or options.port or not options.tcp else _PORT_TRIES
+        for left in reversed(range(tries)):
+            endpoint = self._endpoint or _endpoint(options, run_dir)
+            run_dir.socket_path.unlink(missing_ok=True)
+            try:
+                process, report = start_server(
+                    self._command(decision, endpoint, run_dir),
+                    endpoint,
+                    model_path=self._request.path,
+                    start_timeout=options.start_timeout,
+                    cancel=cancel,
+                    on_progress=self._request.on_progress,
+                    on_spawn=run_dir.write_owner,
+                    on_exit=on_exit,
+                )
+            except AddressInUse:
+                if not left:
+                    raise
+                continue
+            self._endpoint = endpoint
+            return self._verified(decision, endpoint, process, report)
+        raise AssertionError("the last try returns or raises")
+
+    def _verified(
+        self, decision: Decision, endpoint: Endpoint, process: ServerProcess, report: LoadReport
+    ) -> LlamaServer:
+        chosen = decision.choice.devices if decision.device_names else ()
+        try:
+            self._keep_measurement(decision, report)
+            notes = verify_devices(chosen, decision.plan.n_gpu_layers, report)
+        except BaseException:
+            process.stop()
+            raise
+        if decision.choice.problem is not None:
+            notes = (f"the CPU is used: {decision.choice.problem}", *notes)
+        if report.draft_problem is not None:
+            notes = (*notes, f"the draft model is not used: {report.draft_problem}")
+        self._info = self._describe(decision, endpoint, process, report, notes)
+        return LlamaServer(process, self._info, endpoint, self._interrupt)
+
+    def _command(self, decision: Decision, endpoint: Endpoint, run_dir: RunDir) -> LaunchCommand:
+        launch = LaunchOptions(
+            model_path=self._request.path,
+            alias=decision.info.name or self._request.path.stem,
+            settings=decision.plan.settings,
+            device_names=decision.device_names,
+            flash_attn=decision.options.flash_attn or "auto",
+            threads=decision.options.threads,
+            mmproj=decision.options.mmproj,
+            model_draft=decision.options.model_draft,
+        )
+        return build_command(
+            decision.binary,
+            launch,
+            endpoint,
+            environ=decision.environ,
+            config_home=run_dir.config_home,
+        )
+
+    def _keep_measurement(self, decision: Decision, report: LoadReport) -> None:
+        """What the load took, for the next plan."""
+        measurement = Measurement(
+            engine_name(decision.binary),
+            tuple(gpu.label for gpu in decision.choice.devices),
+            decision.plan.settings,
+            measured_parts(report.buffers, decision.device_names),
+        )
+        store_measurement(self._request.path, measurement, self._request.environ)
+
+    def _describe(
+        self,
+        decision: Decision,
+        endpoint: Endpoint,
+        process: ServerProcess,
+        report: LoadReport,
+        notes: tuple[str, ...],
+    ) -> LoadedInfo:
+        plan, choice = decision.plan, decision.choice
+        return LoadedInfo(
+            path=self._request.path,
+            model=decision.info,
+            backend="rocm",
+            engine=engine_name(decision.binary),
+            devices=choice.devices if decision.device_names else (),
+            device_because=choice.because,
+            engine_because=(decision.binary.found_by,),
+            plan_because=plan.because,
+            ctx_size=report.n_ctx_slot or plan.ctx_size,
+            parallel=report.n_slots or plan.parallel,
+            n_gpu_layers=plan.n_gpu_layers,
+            buffers=report.buffers,
+            warnings=notes,
+            recovered=self._recovered,
+            endpoint=endpoint,
+            pid=process.pid,
+        )
+
+
+def _endpoint(options: LoadOptions, run_dir: RunDir) -> Endpoint:
+    """A private UNIX socket, or the TCP address that was asked for.
+
+    Raises `AddressInUse` for a port of the user's that is taken: another server there would answer
+    our health checks in the place of ours.
+    """
+    if not options.tcp:
+        return Endpoint.unix(run_dir.socket_path)
+    host = options.host or "127.0.0.1"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, options.port or 0))
+        except OSError as exc:
+            raise AddressInUse(
+                f"cannot listen on {host} port {options.port or 'any'}: {exc.strerror}",
+                why="another process listens there" if exc.errno == errno.EADDRINUSE else None,
+                remedy="choose another port, or leave host and port away: then a private socket "
+                "is used",
+            ) from exc
+        port: int = probe.getsockname()[1]
+    return Endpoint.tcp(host, port, api_key=secrets.token_urlsafe(24))
