@@ -19,12 +19,18 @@ GGML_CUDA_DEVICES = "GGML_CUDA_DEVICES"
 HSA_OVERRIDE_GFX_VERSION = "HSA_OVERRIDE_GFX_VERSION"
 
 LLAMA_SERVER_PATH = "ROCM_LLAMA_SERVER_PATH"
+VULKAN_SERVER_PATH = "ROCM_LLAMA_SERVER_VULKAN_PATH"
 MODEL_DIR = "ROCM_MODEL_DIR"
 
 
 def llama_server_path(environ: Mapping[str, str]) -> str | None:
     """`ROCM_LLAMA_SERVER_PATH`: the llama-server to run."""
     return environ.get(LLAMA_SERVER_PATH) or None
+
+
+def vulkan_server_path(environ: Mapping[str, str]) -> str | None:
+    """`ROCM_LLAMA_SERVER_VULKAN_PATH`: a Vulkan build, to use when ROCm fails."""
+    return environ.get(VULKAN_SERVER_PATH) or None
 
 
 def search_path(environ: Mapping[str, str]) -> str:
@@ -50,6 +56,11 @@ def data_dir(environ: Mapping[str, str]) -> Path:
 def cache_dir(environ: Mapping[str, str]) -> Path:
     """Where rocllm keeps what it can make again: `$XDG_CACHE_HOME/rocllm`, or `~/.cache/rocllm`."""
     return _xdg(environ, "XDG_CACHE_HOME", ".cache")
+
+
+def state_dir(environ: Mapping[str, str]) -> Path:
+    """Where rocllm keeps what happened: `$XDG_STATE_HOME/rocllm`, or `~/.local/state/rocllm`."""
+    return _xdg(environ, "XDG_STATE_HOME", ".local/state")
 
 
 def hub_endpoint(environ: Mapping[str, str]) -> str:

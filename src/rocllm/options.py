@@ -66,6 +66,7 @@ class LoadOptions:
     batch_size, ubatch_size: tokens computed at once, logically and physically.
     cache_type_k, cache_type_v: element type of the KV cache, one of `CACHE_TYPES`.
     flash_attn: `"on"`, `"off"` or `"auto"`.
+    load_mode: how the file is read: `"mmap"`, `"none"` (into memory), `"mlock"` or `"dio"`.
     mmproj: projector for images or sound: a path, or `"auto"` for the best that stands beside the
         model; `None`: none is loaded.
     model_draft: a small model of the same family, path or name, that guesses ahead (speculative
@@ -77,6 +78,7 @@ class LoadOptions:
         no `port` a free port is taken, with a `port` and no `host` it is 127.0.0.1.
     start_timeout: seconds without any sign of progress after which loading is given up.
     restart: when a server that crashed is started again.
+    cpu_fallback: use the CPU when the GPU fails and nothing else helps, and say so.
 
     Raises `OptionsError` for a value that cannot be meant.
 
@@ -93,6 +95,7 @@ class LoadOptions:
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     flash_attn: Literal["on", "off", "auto"] | None = None
+    load_mode: Literal["mmap", "none", "mlock", "dio"] | None = None
     mmproj: str | os.PathLike[str] | None = None
     model_draft: str | os.PathLike[str] | None = None
     n_gpu_layers_draft: int | None = None
@@ -102,6 +105,7 @@ class LoadOptions:
     port: int | None = None
     start_timeout: float = 120.0
     restart: RestartPolicy = field(default_factory=RestartPolicy)
+    cpu_fallback: bool = False
 
     def __post_init__(self) -> None:
         _whole(self, "ctx_size", minimum=1)
@@ -115,6 +119,7 @@ class LoadOptions:
         _one_of(self, "cache_type_k", CACHE_TYPES)
         _one_of(self, "cache_type_v", CACHE_TYPES)
         _one_of(self, "flash_attn", ("on", "off", "auto"))
+        _one_of(self, "load_mode", ("mmap", "none", "mlock", "dio"))
         _number(self, "start_timeout", above=0, optional=False)
         if self.flash_attn == "off" and self.cache_type_v not in (None, "f32", "f16", "bf16"):
             raise OptionsError(
@@ -226,6 +231,7 @@ class LoadArguments(TypedDict, total=False):
     cache_type_k: str | None
     cache_type_v: str | None
     flash_attn: Literal["on", "off", "auto"] | None
+    load_mode: Literal["mmap", "none", "mlock", "dio"] | None
     mmproj: str | os.PathLike[str] | None
     model_draft: str | os.PathLike[str] | None
     n_gpu_layers_draft: int | None
@@ -235,6 +241,7 @@ class LoadArguments(TypedDict, total=False):
     port: int | None
     start_timeout: float
     restart: RestartPolicy
+    cpu_fallback: bool
 
 
 class SamplingArguments(TypedDict, total=False):

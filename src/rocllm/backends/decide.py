@@ -94,10 +94,12 @@ def engine_devices(
         return tuple(device.name for device in listed)
     wanted = ", ".join(f"{device.name} ({device.pci_address})" for device in choice.devices)
     seen = ", ".join(f"{device.name} ({device.description})" for device in listed) or "no GPU"
-    raise OffloadFailed(
+    failed = OffloadFailed(
         f"{wanted} was chosen, and {engine_name(binary)} sees {seen}",
         why="it was built without ROCm, or its ROCm libraries are missing or do not know this GPU",
         remedy="install a llama-server built for ROCm and set ROCM_LLAMA_SERVER_PATH to it; "
         "to run on the CPU, ask for it: device='cpu'",
         argv=(*binary.argv, "--list-devices"),
     )
+    failed.cause = "no_gpu_visible"
+    raise failed

@@ -7,10 +7,14 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
+from rocllm import env
 from rocllm.backends.base import LoadedInfo, LoadRequest
 from rocllm.backends.decide import Decision, decide, engine_name
+from rocllm.backends.recovery import Rung, Situation, next_step
 from rocllm.backends.verify import verify_devices
+from rocllm.devices import Device, discrete_gpus, vram_info, wait_memory_released
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
     AddressInUse,
@@ -136,11 +140,20 @@ class LlamaServerLauncher:
         self._run_dir: RunDir | None = None
         self._endpoint: Endpoint | None = None
         self._info: LoadedInfo | None = None
-        self._recovered: tuple[str, ...] = ()
+        self._taken: dict[Rung, str] = {}
+        # Bytes that were in use on each GPU before our first server there.
+        self._used_before: dict[Device, int | None] = {}
+        # The process of the last server, and its GPUs.
+        self._last: tuple[int | None, tuple[Device, ...]] | None = None
 
     def start(self, cancel: threading.Event, on_exit: Callable[[], None]) -> LlamaServer:
         """Start a server; the first decides how, and on which endpoint, for those that follow."""
+        self._await_memory()
         decision = self._decision = self._decision or decide(self._request, self._options)
+        for device in decision.choice.devices:
+            if device not in self._used_before:
+                used = vram_info(device, root=self._request.root).used
+                self._used_before[device] = used
         try:
             return self._start(decision, cancel, on_exit)
         except RocllmError as exc:
@@ -149,7 +162,35 @@ class LlamaServerLauncher:
 
     def adapt(self, error: RocllmError) -> bool:
         """Take the next rung of the recovery ladder, if one may mend `error`."""
-        return False
+        step = next_step(error, self._situation(), self._taken)
+        if step is None:
+            if self._taken:
+                tried = "; ".join(self._taken.values())
+                error.why = "\n".join(part for part in (error.why, f"tried: {tried}") if part)
+            return False
+        self._taken[step.rung] = step.note
+        self._options = step.options
+        self._decision = None
+        return True
+
+    def _situation(self) -> Situation:
+        decision, environ = self._decision, self._request.environ
+        devices = decision.choice.devices if decision else ()
+        return Situation(
+            asked=self._request.options,
+            options=self._options,
+            ctx_size=decision.plan.ctx_size if decision else None,
+            devices=devices,
+            others=discrete_gpus(decision.machine) if decision else (),
+            vulkan_server=env.vulkan_server_path(environ),
+        )
+
+    def _await_memory(self) -> None:
+        """Wait until the GPUs have back what the server before this one has used."""
+        if self._last is not None:
+            pid, devices = self._last
+            before = [self._used_before[device] for device in devices]
+            wait_memory_released(devices, before, pid=pid, root=self._request.root)
 
     def remove(self) -> None:
         """Leave nothing behind, after the last server has ended."""
@@ -187,7 +228,7 @@ class LlamaServerLauncher:
                     start_timeout=options.start_timeout,
                     cancel=cancel,
                     on_progress=self._request.on_progress,
-                    on_spawn=run_dir.write_owner,
+                    on_spawn=partial(self._note_child, decision, run_dir),
                     on_exit=on_exit,
                 )
             except AddressInUse:
@@ -197,6 +238,10 @@ class LlamaServerLauncher:
             self._endpoint = endpoint
             return self._verified(decision, endpoint, process, report)
         raise AssertionError("the last try returns or raises")
+
+    def _note_child(self, decision: Decision, run_dir: RunDir, pid: int) -> None:
+        self._last = pid, decision.choice.devices
+        run_dir.write_owner(pid)
 
     def _verified(
         self, decision: Decision, endpoint: Endpoint, process: ServerProcess, report: LoadReport
@@ -222,6 +267,7 @@ class LlamaServerLauncher:
             settings=decision.plan.settings,
             device_names=decision.device_names,
             flash_attn=decision.options.flash_attn or "auto",
+            load_mode=decision.options.load_mode,
             threads=decision.options.threads,
             mmproj=decision.options.mmproj,
             model_draft=decision.options.model_draft,
@@ -267,7 +313,7 @@ class LlamaServerLauncher:
             n_gpu_layers=plan.n_gpu_layers,
             buffers=report.buffers,
             warnings=notes,
-            recovered=self._recovered,
+            recovered=tuple(self._taken.values()),
             endpoint=endpoint,
             pid=process.pid,
         )

@@ -5,7 +5,7 @@ from rocllm.devices._counters import VramInfo, vram_info
 from rocllm.devices._processes import ProcessMemory, process_memory
 from rocllm.devices._spill import Spill, find_spill
 from rocllm.devices._sysfs import Reader
-from rocllm.devices.choose import Choice, child_environment, choose_devices
+from rocllm.devices.choose import Choice, child_environment, choose_devices, discrete_gpus
 from rocllm.devices.discover import discover_devices
 from rocllm.devices.monitoring import (
     DeviceSample,
@@ -33,6 +33,7 @@ __all__ = [
     "child_environment",
     "choose_devices",
     "discover_devices",
+    "discrete_gpus",
     "find_spill",
     "monitor",
     "process_memory",

@@ -88,6 +88,20 @@ def choose_devices(machine: Machine, wanted: Sequence[str] = ()) -> Choice:
     return _best(machine)
 
 
+def discrete_gpus(machine: Machine) -> tuple[Device, ...]:
+    """The discrete GPUs of `machine` that may be used, the best first.
+
+    >>> discrete_gpus(Machine())
+    ()
+    """
+    if machine.denied is not None:
+        return ()
+    found = [one for one in machine.devices if one.ordinal in machine.visible]
+    return tuple(
+        sorted((one for one in found if not one.integrated), key=_rank, reverse=True)
+    )
+
+
 def _best(machine: Machine) -> Choice:
     listed = [device for device in machine.devices if device.ordinal is not None]
     if not listed:

@@ -7,6 +7,7 @@ that matters is given, because defaults moved between builds, and configuration 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,9 @@ class LaunchOptions:
     """What a llama-server is started with.
 
     alias: the model's name in answers. settings: what the plan decided. device_names: llama.cpp's
-    names, such as `ROCm0`; empty for the CPU. flash_attn: `on`, `off` or `auto`. threads: CPU
-    threads; `None`: llama.cpp's choice.
+    names, such as `ROCm0`; empty for the CPU. flash_attn: `on`, `off` or `auto`. load_mode: how
+    the file is read. threads: CPU threads. `None` is llama.cpp's choice. mmproj,
+    model_draft: files to load beside it, whole paths.
     """
 
     model_path: Path
@@ -48,7 +50,10 @@ class LaunchOptions:
     settings: Settings
     device_names: tuple[str, ...] = ()
     flash_attn: str = "auto"
+    load_mode: str | None = None
     threads: int | None = None
+    mmproj: str | os.PathLike[str] | None = None
+    model_draft: str | os.PathLike[str] | None = None
 
 
 def build_command(
@@ -76,6 +81,9 @@ def build_command(
         # Without it any web page in the user's browser may talk to the server.
         flags.add("--cors-origins", "localhost")
     _add_layout(flags, options)
+    _add_companions(flags, options)
+    if options.load_mode is not None:
+        flags.load_mode(options.load_mode)
     if options.threads is not None:
         flags.need("--threads", str(options.threads))
     flags.add("--cache-ram", "0")
@@ -113,6 +121,27 @@ def _add_layout(flags: _Flags, options: LaunchOptions) -> None:
     flags.add("--cache-type-v", settings.cache_type_v)
 
 
+def _add_companions(flags: _Flags, options: LaunchOptions) -> None:
+    """The projector and the draft model, which inherit the model's batches and slots."""
+    if options.mmproj is not None:
+        flags.need("--mmproj", os.fspath(options.mmproj))
+        if not options.device_names:
+            flags.add("--no-mmproj-offload")
+    if options.model_draft is None:
+        return
+    settings = options.settings
+    layers = settings.n_gpu_layers_draft
+    flags.need("--model-draft", os.fspath(options.model_draft))
+    flags.need("--n-gpu-layers-draft", str(ALL_LAYERS if layers < 0 else layers))
+    flags.add("--device-draft", ",".join(options.device_names) or "none")
+    # Since April 2026 a draft model is loaded and not used unless the kind of guessing is named.
+    if "draft-simple" in flags.argument("--spec-type"):
+        flags.add("--spec-type", "draft-simple")
+    flags.first("--spec-draft-n-max", "--draft-max", value=str(settings.draft_n_max))
+    flags.add("--cache-type-k-draft", "f16")
+    flags.add("--cache-type-v-draft", "f16")
+
+
 def padded_ctx(ctx_size: int) -> int:
     """The cells that a slot gets: llama.cpp rounds up to 256 (src/llama-context.cpp, b11434).
 
@@ -143,10 +172,13 @@ class _Flags:
         if flag in self._binary.flags:
             self.argv += (flag, *values)
 
-    def first(self, *flags: str) -> None:
+    def argument(self, flag: str) -> str:
+        return self._binary.flags.get(flag, "")
+
+    def first(self, *flags: str, value: str | None = None) -> None:
         for flag in flags:
             if flag in self._binary.flags:
-                self.add(flag)
+                self.add(flag, *(() if value is None else (value,)))
                 return
 
     def need(self, flag: str, *values: str) -> None:
@@ -158,6 +190,14 @@ class _Flags:
                 argv=self._binary.argv,
             )
         self.add(flag, *values)
+
+    def load_mode(self, value: str) -> None:
+        # One flag since July 2026, and three switches before.
+        if "--load-mode" in self._binary.flags:
+            self.add("--load-mode", value)
+        else:
+            switches = {"none": "--no-mmap", "mlock": "--mlock", "dio": "--direct-io"}
+            self.need(switches.get(value, "--mmap"))
 
     def flash_attn(self, value: str) -> None:
         # Before September 2025 it was a switch; given a value then, it swallows the next flag.

@@ -58,6 +58,26 @@ def _set_threads_batch(_xllamacpp: Any, params: Any, value: str) -> None:
     params.cpuparams_batch.n_threads = int(value)
 
 
+def _set_mmproj(_xllamacpp: Any, params: Any, value: str) -> None:
+    params.mmproj.path = value
+
+
+def _set_model_draft(_xllamacpp: Any, params: Any, value: str) -> None:
+    params.speculative.draft.mparams.path = value
+
+
+def _set_draft(name: str, convert: Callable[[str], Any]) -> Callable[[Any, Any, str], None]:
+    def apply(_xllamacpp: Any, params: Any, value: str) -> None:
+        setattr(params.speculative.draft, name, convert(value))
+
+    return apply
+
+
+def _set_spec_type(xllamacpp: Any, params: Any, value: str) -> None:
+    kinds = xllamacpp.common_speculative_type
+    params.speculative.types = [getattr(kinds, f"COMMON_SPECULATIVE_TYPE_{_SPEC_TYPES[value]}")]
+
+
 def _set_tensor_split(_xllamacpp: Any, params: Any, value: str) -> None:
     shares = [float(share) for share in value.split(",")]
     params.tensor_split = [*shares, *[0.0] * (len(params.tensor_split) - len(shares))]
@@ -74,6 +94,14 @@ def _set_device(xllamacpp: Any, params: Any, value: str) -> None:
             raise ValueError(f"invalid device: {name}")
 
 
+_SPEC_TYPES = {"none": "NONE", "draft-simple": "DRAFT_SIMPLE"}
+_LOAD_MODES = {
+    "auto": "LLAMA_LOAD_MODE_AUTO",
+    "none": "LLAMA_LOAD_MODE_NONE",
+    "mmap": "LLAMA_LOAD_MODE_MMAP",
+    "mlock": "LLAMA_LOAD_MODE_MLOCK",
+    "dio": "LLAMA_LOAD_MODE_DIRECT_IO",
+}
 _ON_OFF = {"on": True, "off": False, "1": True, "0": False}
 _CACHE = {
     name: f"GGML_TYPE_{name.upper()}"
@@ -125,6 +153,12 @@ FLAGS: tuple[Flag, ...] = (
         _field("fit_params", _ON_OFF.__getitem__),
     ),
     Flag(
+        ("-lm", "--load-mode"),
+        "MODE",
+        "how the file is read",
+        _enum("load_mode", "llama_load_mode", _LOAD_MODES),
+    ),
+    Flag(
         ("-fa", "--flash-attn"),
         "[on|off|auto]",
         "flash attention",
@@ -144,6 +178,22 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         ("-ctv", "--cache-type-v"), "TYPE", "type of V", _enum("cache_type_v", "ggml_type", _CACHE)
     ),
+    Flag(("-mm", "--mmproj"), "FILE", "projector for images or sound", _set_mmproj),
+    Flag(
+        ("--no-mmproj-offload",),
+        "",
+        "projector on the CPU",
+        _constant("mmproj_use_gpu", False),
+    ),
+    Flag(("-md", "--model-draft"), "FNAME", "draft model", _set_model_draft),
+    Flag(
+        ("-ngld", "--n-gpu-layers-draft"),
+        "N",
+        "its layers to store in VRAM",
+        _set_draft("n_gpu_layers", int),
+    ),
+    Flag(("--spec-type",), "none,draft-simple", "how to guess ahead", _set_spec_type),
+    Flag(("--spec-draft-n-max",), "N", "tokens to guess ahead", _set_draft("n_max", int)),
     Flag(("-t", "--threads"), "N", "CPU threads for generation", _set_threads),
     Flag(("-tb", "--threads-batch"), "N", "CPU threads for prompts", _set_threads_batch),
     Flag(("--swa-full",), "", "full-size SWA cache", _constant("swa_full", True)),

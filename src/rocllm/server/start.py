@@ -96,7 +96,7 @@ def _wait_ready(
                 ready=False,
                 model=str(model_path),
             )
-        if check_health(endpoint) == "ready":
+        if check_health(endpoint, group=process.pid) == "ready":
             return
         if cancel is not None and cancel.is_set():
             raise StartCancelled(f"loading {str(model_path)!r} was cancelled")
@@ -107,7 +107,7 @@ def _wait_ready(
             if on_progress is not None:
                 on_progress(LoadProgress(min(signs[-1], total), total))
         elif now - progressed > start_timeout:
-            raise StartTimeout(
+            stalled = StartTimeout(
                 f"{str(model_path)!r} did not become ready",
                 why=f"llama-server showed no progress for {format_seconds(start_timeout)}: no "
                 "output, nothing read, no memory filled",
@@ -115,6 +115,8 @@ def _wait_ready(
                 argv=process.command.argv,
                 output=process.output,
             )
+            stalled.cause = "stalled"
+            raise stalled
 
 
 def _wait_logged(process: ServerProcess, builder: LoadReportBuilder) -> None:
