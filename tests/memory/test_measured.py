@@ -12,6 +12,8 @@ from typing import TypeAlias
 import pytest
 
 from rocllm import env
+from rocllm.catalog.facts import Facts
+from rocllm.catalog.index import Index, fingerprint_of
 from rocllm.gguf import ModelInfo
 from rocllm.memory import (
     GpuMemory,
@@ -27,6 +29,7 @@ from rocllm.memory import (
     store_measurement,
 )
 from rocllm.options import LoadOptions
+from rocllm.server import Buffer
 
 Real: TypeAlias = Callable[..., ModelInfo]
 
@@ -35,8 +38,8 @@ SETTINGS = Settings(ctx_size=4096, n_gpu_layers=-1, split=(3, 4))
 MEASUREMENT = Measurement("native b1", ("card",), SETTINGS, (Part(0, "compute", 123, "measured"),))
 
 STORED = (
-    '[{"engine":"x","gpus":[],"settings":{"ctx_size":1,"split":[]},'
-    '"parts":[{"gpu":null,"kind":"compute","size":123}]}]'
+    '[{"engine":"x","gpus":[],"settings":{"ctx_size":1,"split":[],"companions":[]},'
+    '"parts":[{"gpu":null,"kind":"compute","size":123,"of":"model"}]}]'
 )
 
 
@@ -81,11 +84,51 @@ def test_another_load_of_the_same_kind_replaces(model: Path, environ: dict[str, 
 
 
 def test_a_changed_file_is_another_model(model: Path, environ: dict[str, str]) -> None:
-    """By size or by time."""
+    """By size or by time; what was known of it is dropped, not kept for ever."""
     store_measurement(model, MEASUREMENT, environ)
     status = model.stat()
     os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert read_measurements(model, environ) == ()
+
+    store_measurement(model, replace(MEASUREMENT, engine="native b2"), environ)
+    assert len(list((env.cache_dir(environ) / "measured").iterdir())) == 1
+    model.write_bytes(b"GGUF and more")
+    assert read_measurements(model, environ) == ()
+
+
+def test_a_clock_that_jumps_changes_nothing(model: Path, environ: dict[str, str]) -> None:
+    """Times are compared for equality only: a file from the future is like any other."""
+    os.utime(model, ns=(2**62, 2**62))
+    store_measurement(model, MEASUREMENT, environ)
+    assert read_measurements(model, environ) == (MEASUREMENT,)
+    os.utime(model, ns=(0, 0))
+    assert read_measurements(model, environ) == ()
+
+
+def test_every_part_of_a_model_counts(tmp_path: Path, environ: dict[str, str]) -> None:
+    """A model in several files has changed when one of them has."""
+    first, second = (tmp_path / f"big-0000{number}-of-00002.gguf" for number in (1, 2))
+    first.write_bytes(b"GGUF")
+    second.write_bytes(b"GGUF")
+    store_measurement(first, MEASUREMENT, environ)
+    assert read_measurements(first, environ) == (MEASUREMENT,)
+
+    second.write_bytes(b"GGUF again")
+    assert read_measurements(first, environ) == ()
+
+
+def test_they_hold_as_long_as_the_index(model: Path, environ: dict[str, str]) -> None:
+    """Measurements hold exactly as long as the model's entry in the catalogue's index."""
+    index = Index(env.cache_dir(environ) / "models.json")
+    index.put(model, fingerprint_of([model]), Facts(quantization="Q4_0"))
+    store_measurement(model, MEASUREMENT, environ)
+
+    for content, holds in ((b"GGUF", True), (b"GGUF2", False)):
+        status = model.stat()
+        model.write_bytes(content)
+        os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (index.get(model, fingerprint_of([model])) is not None) is holds
+        assert bool(read_measurements(model, environ)) is holds
 
 
 def test_only_the_same_engine_and_gpus_count() -> None:
@@ -103,10 +146,11 @@ def test_only_the_same_engine_and_gpus_count() -> None:
         "{}",
         "[1]",
         '[{"engine": "x"}]',
-        '[{"engine":"x","gpus":[],"settings":{"split":[],"wrong":1},"parts":[]}]',
+        '[{"engine":"x","gpus":[],"settings":{"split":[],"companions":[],"wrong":1},"parts":[]}]',
         STORED.replace("compute", "nonsense"),
         STORED.replace("123", "-1"),
         STORED.replace("123", '"much"'),
+        STORED.replace('"model"', '"nobody"'),
         "[" * 100_000,
         "\ud800",
     ],
@@ -115,6 +159,9 @@ def test_a_broken_store_is_an_empty_one(model: Path, environ: dict[str, str], te
     """And the next measurement makes it whole again."""
     store_measurement(model, MEASUREMENT, environ)
     (path,) = (env.cache_dir(environ) / "measured").iterdir()
+    fingerprint = json.loads(path.read_text())["fingerprint"]
+    if text.startswith("[{"):
+        text = f'{{"fingerprint": {fingerprint}, "loads": {text}}}'
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
 
     assert read_measurements(model, environ) == ()
@@ -138,26 +185,31 @@ def test_nothing_is_left_beside_the_store(model: Path, environ: dict[str, str]) 
     store_measurement(model, MEASUREMENT, environ)
     (path,) = (env.cache_dir(environ) / "measured").iterdir()
     assert path.suffix == ".json"
-    assert json.loads(path.read_text())[0]["engine"] == "native b1"
+    assert json.loads(path.read_text())["loads"][0]["engine"] == "native b1"
 
 
 def test_buffers_become_parts() -> None:
     """Two caches of a windowed model are one; what is on no GPU is the host's."""
     buffers = [
-        ("CPU_Mapped", "model", 5),
-        ("RPC0[127.0.0.1:50052]", "model", 10),
-        ("RPC0[127.0.0.1:50052]", "KV", 1),
-        ("RPC0[127.0.0.1:50052]", "KV", 2),
-        ("ROCm_Host", "compute", 7),
-        ("CPU", "output", 3),
-        ("CPU", "RS", 0),
-        ("CPU", "something new", 9),
+        Buffer("CPU_Mapped", "model", 5),
+        Buffer("RPC0[127.0.0.1:50052]", "model", 10),
+        Buffer("RPC0[127.0.0.1:50052]", "KV", 1),
+        Buffer("RPC0[127.0.0.1:50052]", "KV", 2),
+        Buffer("ROCm_Host", "compute", 7),
+        Buffer("CPU", "output", 3),
+        Buffer("CPU", "RS", 0),
+        Buffer("CPU", "something new", 9),
+        Buffer("RPC0[127.0.0.1:50052]", "KV", 4, "draft"),
+        Buffer("CPU_Mapped", "model", 6, "draft"),
+        Buffer("CPU", "model", 8, "projector"),
     ]
     assert measured_parts(buffers, ["RPC0"]) == (
         Part(0, "weights", 10, "measured"),
         Part(0, "KV cache", 3, "measured"),
         Part(None, "compute", 7, "measured"),
         Part(None, "output", 3, "measured"),
+        Part(0, "KV cache", 4, "measured", "draft"),
+        Part(None, "weights", 8, "measured", "projector"),
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rocllm.client import Client
 from rocllm.endpoint import Endpoint
-from rocllm.errors import RequestError, StartFailed
+from rocllm.errors import InvalidGGUF, RequestError
 from rocllm.memory import Settings
 from rocllm.server import (
     LaunchCommand,
@@ -204,5 +204,5 @@ def test_a_file_that_is_no_model(serve: Serve, tmp_path: Path) -> None:
     """The cause is told, as from a native server."""
     text = tmp_path / "text.gguf"
     text.write_text("no model at all\n" * 100)
-    with pytest.raises(StartFailed, match="not a GGUF file"):
+    with pytest.raises(InvalidGGUF, match="not a GGUF file"):
         serve(model=text)

@@ -1,5 +1,6 @@
 """Where model files are: finding them, calling them by name, and fetching them."""
 
+from rocllm.catalog.beside import resolve_companions
 from rocllm.catalog.demo import DEMO, pull_demo
 from rocllm.catalog.discover import DiscoveredModel, discover_models
 from rocllm.catalog.hub import HUB_PREFIX, pull_hub
@@ -22,5 +23,6 @@ __all__ = [
     "pull_hub",
     "pull_packaged",
     "pull_url",
+    "resolve_companions",
     "resolve_model",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rocllm import env
 from rocllm.catalog.facts import Facts, read_facts
-from rocllm.catalog.index import Fingerprint, Index
+from rocllm.catalog.index import Index, fingerprint_of
 from rocllm.catalog.names import parse_name
 from rocllm.catalog.sources import ModelFile, Source
 from rocllm.catalog.stores import find_files
@@ -105,13 +105,7 @@ def _look_at(file: ModelFile, index: Index) -> _Known | None:
     """What the file says; `None`: it has gone meanwhile."""
     if file.problem is not None:
         return _Known(file, Facts(problem=file.problem))
-    fingerprint: Fingerprint = []
-    for part in file.parts:
-        try:
-            status = os.stat(part)
-        except OSError:
-            continue  # reading it says why
-        fingerprint.append([status.st_size, status.st_mtime_ns])
+    fingerprint = fingerprint_of(file.parts)
     facts = index.get(file.path, fingerprint)
     if facts is None:
         facts, lasting = read_facts(file.path)

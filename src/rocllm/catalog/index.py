@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,18 @@ _MOST_ENTRIES = 20_000
 
 # Size in bytes and time of change in nanoseconds of every part of a model.
 Fingerprint: TypeAlias = list[list[int]]
+
+
+def fingerprint_of(parts: Iterable[Path]) -> Fingerprint:
+    """What tells whether a model has changed; parts that cannot be looked at are left out."""
+    fingerprint: Fingerprint = []
+    for part in parts:
+        try:
+            status = os.stat(part)
+        except (OSError, ValueError):  # reading it says why
+            continue
+        fingerprint.append([status.st_size, status.st_mtime_ns])
+    return fingerprint
 
 
 class Index:

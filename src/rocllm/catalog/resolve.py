@@ -125,7 +125,8 @@ def _resolve_demo(environ: Mapping[str, str]) -> Path:
     )
 
 
-def _ggufs(folder: Path) -> list[Path]:
+def model_files_in(folder: Path) -> list[Path]:
+    """The GGUF files in a folder, of a model in several files the first; never raises."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -151,7 +152,7 @@ def _resolve_path(given: str, environ: Mapping[str, str]) -> Path:
         raise ModelNotFound(
             f"no model file {given!r}",
             why=f"{str(path)!r}: {why}",
-            remedy=_suggest(path.name, environ, nearby=_ggufs(path.parent)),
+            remedy=_suggest(path.name, environ, nearby=model_files_in(path.parent)),
         ) from exc
     if stat.S_ISREG(mode):
         return path
@@ -161,7 +162,7 @@ def _resolve_path(given: str, environ: Mapping[str, str]) -> Path:
             why="it is not a regular file",
             remedy=_suggest("", environ),
         )
-    inside = _ggufs(path)
+    inside = model_files_in(path)
     raise ModelNotFound(
         f"{given!r} is a directory, not a model file",
         why=f"it holds {_listing(file.name for file in inside) or 'no .gguf file'}",

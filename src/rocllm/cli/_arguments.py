@@ -42,6 +42,26 @@ CacheTypeV: TypeAlias = Annotated[
 FlashAttn: TypeAlias = Annotated[
     str | None, typer.Option("--flash-attn", help="on, off or auto.", show_default=False)
 ]
+Mmproj: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--mmproj",
+        help="Projector for images or sound, or auto for the one beside the model.",
+        show_default=False,
+    ),
+]
+ModelDraft: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model-draft", "--draft", "-md", help="A small model to guess ahead.", show_default=False
+    ),
+]
+NGpuLayersDraft: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--n-gpu-layers-draft", "-ngld", help="Its layers on the GPU; -1: all.", show_default=False
+    ),
+]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads.", show_default=False)
 ]

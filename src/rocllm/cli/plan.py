@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rocllm.backends.llama_server import engine_name
-from rocllm.catalog import resolve_model
+from rocllm.backends.decide import engine_name
+from rocllm.catalog import resolve_companions, resolve_model
 from rocllm.cli import _arguments as arguments
 from rocllm.cli._session import chosen
 from rocllm.devices import choose_devices, discover_devices
@@ -26,10 +26,12 @@ from rocllm.memory import (
     Measurement,
     Memory,
     MemoryPlan,
+    Part,
     matching,
     needed_in,
     place_name,
     plan_memory,
+    read_companions,
     read_measurements,
     read_memory,
 )
@@ -67,6 +69,9 @@ def plan(
     cache_type_k: arguments.CacheTypeK = None,
     cache_type_v: arguments.CacheTypeV = None,
     flash_attn: arguments.FlashAttn = None,
+    mmproj: arguments.Mmproj = None,
+    model_draft: arguments.ModelDraft = None,
+    n_gpu_layers_draft: arguments.NGpuLayersDraft = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Memory of a GPU that is not here, such as 16GiB.", show_default=False),
@@ -81,8 +86,9 @@ def plan(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan, print, and end with an error if it does not fit."""
-    options = chosen(LoadOptions, ctx.params)
     path = resolve_model(model, os.environ)
+    options = resolve_companions(path, chosen(LoadOptions, ctx.params), os.environ)
+    beside = read_companions(options, path)
     info = read_model_info(path)
     if memory is not None:
         known: tuple[Measurement, ...] = ()
@@ -92,7 +98,7 @@ def plan(
         known = _measurements(path, there, options)
     problem: DoesNotFit | None = None
     try:
-        planned = plan_memory(info, there, options, measurements=known)
+        planned = plan_memory(info, there, options, measurements=known, companions=beside)
     except DoesNotFit as exc:
         if exc.plan is None:
             raise
@@ -168,7 +174,7 @@ def _place_as_json(planned: MemoryPlan, gpu: int | None) -> dict[str, Any]:
         "free": there.free,
         "needed": needed_in(planned.parts, gpu),
         "parts": [
-            {"kind": part.kind, "size": part.size, "source": part.source}
+            {"kind": part.kind, "of": part.of, "size": part.size, "source": part.source}
             for part in planned.parts
             if part.gpu == gpu
         ],
@@ -187,19 +193,23 @@ def _print(console: Console, path: Path, planned: MemoryPlan, problem: DoesNotFi
             f"{'on' if settings.flash_attn else 'off'}"
         )
     )
+    width = max(10, *(len(_label(part)) + 1 for part in planned.parts))
     for gpu in _places(planned):
         console.print()
         console.print(_bar(planned, gpu))
         for part in planned.parts:
             if part.gpu == gpu:
-                symbol, style = _LOOKS[part.kind]
                 size = format_bytes(part.size)
-                line = Text.assemble((symbol, style), f" {part.kind:<10}{size:>10}  {part.source}")
-                console.print(line)
+                line = f" {_label(part):<{width}}{size:>10}  {part.source}"
+                console.print(Text.assemble(_LOOKS[part.kind], line))
     if problem is None:
         console.print()
         for reason in (*planned.because, *planned.remarks):
             console.print(Text(reason))
+
+
+def _label(part: Part) -> str:
+    return part.kind if part.of == "model" else f"{part.of} {part.kind}"
 
 
 def _bar(planned: MemoryPlan, gpu: int | None) -> Text:

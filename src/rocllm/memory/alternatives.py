@@ -31,8 +31,8 @@ _MOST = 3
 def would_fit(request: Request) -> tuple[str, ...]:
     """The three nearest things that would fit, the nearest first.
 
-    Nearest is what changes the answers least: a smaller cache, fewer slots, a shorter context,
-    layers left on the host, a smaller file, the CPU.
+    Nearest is what changes the answers least: no draft model, no projector, a smaller cache, fewer
+    slots, a shorter context, layers left on the host, a smaller file, the CPU.
     """
     found = []
     for text in _everything(request):
@@ -53,6 +53,7 @@ def longer_with_q8_0(request: Request, ctx_size: int) -> int | None:
 
 def _everything(request: Request) -> Iterator[str]:
     options = request.options
+    yield from _fewer_companions(request)
     if _cache_can_shrink(request):
         attempt = search(_with_q8_0(request))
         if attempt.fits:
@@ -72,6 +73,20 @@ def _everything(request: Request) -> Iterator[str]:
         memory = Memory((), request.memory.host)
         if memory.host.free is not None and _fits(replace(request, memory=memory), on_cpu):
             yield "device cpu"
+
+
+def _fewer_companions(request: Request) -> Iterator[str]:
+    loaded = request.companions
+    if loaded.draft is not None:
+        options = replace(request.options, model_draft=None, n_gpu_layers_draft=None)
+        without = replace(request, options=options, companions=replace(loaded, draft=None))
+        if search(without).fits:
+            yield "no model_draft"
+    if loaded.projector is not None:
+        options = replace(request.options, mmproj=None)
+        without = replace(request, options=options, companions=replace(loaded, projector=None))
+        if search(without).fits:
+            yield "no mmproj"
 
 
 def _fits(request: Request, options: LoadOptions) -> bool:

@@ -45,6 +45,9 @@ def gpu_compute_size(
     n_embd = shape.info.embedding_length
     if not layers:
         return output
+    if output and None not in where:
+        # The rows of the last layer are there until the output is.
+        output += _floats(settings, 4 * n_embd)
     if _pipelined(where):
         more = _MORE_ROWS_FIRST if layers[0] == 0 else _MORE_ROWS_OTHER
         inputs = _COPIES * _inputs(shape, settings, layers)
@@ -72,6 +75,7 @@ def gpu_compute_size(
 
 def host_compute_size(shape: Shape, settings: Settings, where: Sequence[int | None]) -> int:
     """Bytes of the compute buffer in host memory; `where` as above."""
+    of_output = where[-1]
     layers = range(len(shape.layers))
     inputs = _inputs(shape, settings, layers)
     n_embd = shape.info.embedding_length
@@ -80,7 +84,8 @@ def host_compute_size(shape: Shape, settings: Settings, where: Sequence[int | No
     if None not in where:  # only the input is prepared here
         return _floats(settings, 4 * n_embd) + inputs
     step = _largest_step(shape, settings, layers) + _floats(settings, n_embd)
-    return max(step, settings.outputs * shape.vocab_size * 4) + inputs
+    output = settings.outputs * shape.vocab_size * 4 + _floats(settings, 5 * n_embd)
+    return max(step, output if of_output is None else 0) + inputs
 
 
 def output_size(shape: Shape, settings: Settings) -> int:
@@ -165,7 +170,10 @@ def _recurrence(shape: Shape, settings: Settings, layers: Sequence[int]) -> int:
     states = settings.parallel * shape.state_size
     if shape.info.architecture in DELTA_NETS:
         return _floats(settings, 3 * n_embd + 4 * keys + 4 * values) + 2 * states
-    return _floats(settings, 3 * n_embd + 5.5 * values + 4 * keys) + states
+    return max(
+        _floats(settings, 3 * n_embd + 5.5 * values + 4 * keys) + states,
+        _floats(settings, 3 * n_embd + 5 * values) + 2 * states,
+    )
 
 
 def _query_width(shape: Shape) -> int:

@@ -59,6 +59,12 @@ def remarks(request: Request, attempt: Attempt) -> tuple[str, ...]:
             f"with many requests, saved states of the cache take up to {format_bytes(saved)} more "
             "of host memory"
         )
+    draft = request.companions.draft
+    if draft is not None and draft.info.context_length < attempt.settings.ctx_size:
+        notes.append(
+            f"the draft model was trained for {draft.info.context_length} tokens, and guesses "
+            "badly beyond them"
+        )
     if info.architecture not in CHECKED:
         notes.append(
             f"the compute buffers of {info.architecture} models are an estimate: the formulas were "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from rocllm.memory.available import Memory
+from rocllm.memory.companions import DRAFT_N_MAX, NO_COMPANIONS, Companions
 from rocllm.memory.estimate import GPU_RUNTIME, Part, estimate_parts, needed_in
 from rocllm.memory.kv import kv_sizes, state_sizes
 from rocllm.memory.layers import Shape
@@ -35,6 +36,7 @@ class Request:
     memory: Memory
     options: LoadOptions
     measurements: tuple[Measurement, ...] = ()
+    companions: Companions = NO_COMPANIONS
 
     @property
     def n_gpus(self) -> int:
@@ -135,7 +137,15 @@ def settings_for(request: Request, ctx_size: int, n_gpu_layers: int) -> Settings
         cache_type_k=options.cache_type_k or "f16",
         cache_type_v=options.cache_type_v or "f16",
         flash_attn=options.flash_attn != "off",
+        companions=request.companions.files,
     )
+    if request.companions.draft is not None:
+        layers = options.n_gpu_layers_draft
+        settings = replace(
+            settings,
+            draft_n_max=DRAFT_N_MAX,
+            n_gpu_layers_draft=(-1 if request.n_gpus else 0) if layers is None else layers,
+        )
     if request.n_gpus < 2:
         return settings
     return replace(settings, split=_split(request, settings))
@@ -143,7 +153,7 @@ def settings_for(request: Request, ctx_size: int, n_gpu_layers: int) -> Settings
 
 def try_settings(request: Request, settings: Settings) -> Attempt:
     """What loading like this takes, and whether there is room for it."""
-    parts = estimate_parts(request.shape, settings, request.n_gpus)
+    parts = estimate_parts(request.shape, settings, request.n_gpus, request.companions)
     parts = apply_measurements(parts, settings, request.measurements)
     lacks = []
     for gpu in (*range(request.n_gpus), None):
@@ -199,7 +209,14 @@ def _split(request: Request, settings: Settings) -> tuple[int, ...]:
     count = settings.n_gpu_layers
     sizes = sizes if count < 0 else sizes[len(sizes) - min(count, len(sizes)) :]
     rooms = [room(memory, gpu) for gpu in range(request.n_gpus)]
-    shares = [1 if known is None else max(1, known - GPU_RUNTIME) for known in rooms]
+    taken = [GPU_RUNTIME] * len(rooms)
+    if request.companions.projector is not None:
+        projector = request.companions.projector
+        taken[0] += projector.weights + projector.compute_size(flash_attn=settings.flash_attn)
+    shares = [
+        1 if known is None else max(1, known - used)
+        for known, used in zip(rooms, taken, strict=True)
+    ]
     if None in rooms:
         shares = [1] * len(rooms)
     return _divide(sizes, shares)

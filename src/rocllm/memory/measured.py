@@ -1,7 +1,9 @@
 """What loading a model really took, kept for the next plan.
 
-One JSON file per model file under the cache directory. It is a cache: whatever goes wrong with it
-costs accuracy only and is never an error.
+It stands beside the model's entry in the catalogue's index, and holds as long as that: until size
+or time of change of the model's files are others. One JSON file per model, because every load
+writes, several processes at once, and the index is written as a whole. It is a cache: whatever goes
+wrong with it costs accuracy only and is never an error.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from rocllm import env
-from rocllm.memory.estimate import Kind, Part
+from rocllm.catalog.index import Fingerprint, fingerprint_of
+from rocllm.gguf import split_paths
+from rocllm.memory.estimate import Kind, Owner, Part
 from rocllm.memory.settings import Settings
 
 # llama.cpp's names of buffers (`… buffer size = …` in its log), and ours.
@@ -43,10 +47,30 @@ class Measurement:
     parts: tuple[Part, ...]
 
 
+class ReportedBuffer(Protocol):
+    """A buffer as llama-server reports it: `rocllm.server.Buffer`. size: in bytes."""
+
+    @property
+    def device(self) -> str:
+        """llama.cpp's name of it."""
+
+    @property
+    def kind(self) -> str:
+        """llama.cpp's word."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def of(self) -> Owner:
+        """Whose it is."""
+
+
 def measured_parts(
-    buffers: Iterable[tuple[str, str, int]], device_names: Sequence[str]
+    buffers: Iterable[ReportedBuffer], device_names: Sequence[str]
 ) -> tuple[Part, ...]:
-    """Parts from the buffers that llama-server reported: device, kind, bytes.
+    """Parts from the buffers that llama-server reported.
 
     device_names: llama.cpp's names of the GPUs, in order: `ROCm0`. What is on none of them is in
     host memory.
@@ -54,17 +78,22 @@ def measured_parts(
     Weights in host memory are left out: there llama.cpp reports which range of the file it has
     mapped, and copies of what it stores in another order, and neither is what they need.
 
-    >>> measured_parts([("ROCm0", "KV", 1024)], ["ROCm0"])
+    >>> measured_parts([Buffer("ROCm0", "KV", 1024)], ["ROCm0"])  # doctest: +SKIP
     (Part(gpu=0, kind='KV cache', size=1024, source='measured'),)
     """
-    sizes: dict[tuple[int | None, Kind], int] = {}
-    for device, name, size in buffers:
+    gpus = {name: index for index, name in enumerate(device_names)}
+    sizes: dict[tuple[int | None, Kind, Owner], int] = {}
+    for one in buffers:
         # A remote device is named with its address: RPC0[127.0.0.1:50052].
-        gpu = {name: index for index, name in enumerate(device_names)}.get(device.split("[")[0])
-        kind = _KINDS.get(name)
-        if kind is not None and (gpu is not None or kind != "weights"):
-            sizes[gpu, kind] = sizes.get((gpu, kind), 0) + size
-    return tuple(Part(gpu, kind, size, "measured") for (gpu, kind), size in sizes.items() if size)
+        gpu = gpus.get(one.device.split("[")[0])
+        kind = _KINDS.get(one.kind)
+        # A projector is not mapped: what it takes is what it has.
+        mapped = gpu is None and kind == "weights" and one.of != "projector"
+        if kind is not None and not mapped:
+            sizes[gpu, kind, one.of] = sizes.get((gpu, kind, one.of), 0) + one.size
+    return tuple(
+        Part(gpu, kind, size, "measured", of) for (gpu, kind, of), size in sizes.items() if size
+    )
 
 
 def apply_measurements(
@@ -76,12 +105,12 @@ def apply_measurements(
     """
     for measurement in measurements:
         if measurement.settings == settings:
-            known = {(part.gpu, part.kind): part for part in measurement.parts}
+            known = {(part.gpu, part.kind, part.of): part for part in measurement.parts}
             parts = tuple(
-                known.get((part.gpu, part.kind), part)
+                known.get((part.gpu, part.kind, part.of), part)
                 for part in parts
                 # The buffer that was measured holds what is staged, too.
-                if part.kind != "staging" or (part.gpu, "compute") not in known
+                if part.kind != "staging" or (part.gpu, "compute", part.of) not in known
             )
     return parts
 
@@ -96,20 +125,20 @@ def matching(
 
 
 def read_measurements(model: Path, environ: Mapping[str, str]) -> tuple[Measurement, ...]:
-    """Everything known about a model file, oldest first; nothing if the file has changed since."""
-    path = _path(model, environ)
-    if path is None:
-        return ()
+    """Everything known about a model, oldest first; nothing if its files have changed since."""
     try:
-        return tuple(_decode(entry) for entry in json.loads(path.read_text()))
+        kept = json.loads(_path(model, environ).read_bytes())
+        if kept["fingerprint"] != _fingerprint(model):
+            return ()
+        return tuple(map(_decode, kept["loads"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ()
 
 
 def store_measurement(model: Path, measurement: Measurement, environ: Mapping[str, str]) -> None:
     """Keep a measurement in place of an earlier one of the same kind. Never raises."""
-    path = _path(model, environ)
-    if path is None:
+    fingerprint = _fingerprint(model)
+    if not fingerprint:
         return
     kept = [
         known
@@ -117,27 +146,29 @@ def store_measurement(model: Path, measurement: Measurement, environ: Mapping[st
         if (known.engine, known.gpus, known.settings)
         != (measurement.engine, measurement.gpus, measurement.settings)
     ]
-    text = json.dumps([asdict(known) for known in (*kept, measurement)[-_MOST_KEPT:]])
+    loads = [asdict(known) for known in (*kept, measurement)[-_MOST_KEPT:]]
+    path = _path(model, environ)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_text(json.dumps({"fingerprint": fingerprint, "loads": loads}))
         temporary.replace(path)
 
 
-def _path(model: Path, environ: Mapping[str, str]) -> Path | None:
-    try:
-        status = model.stat()
-    except (OSError, ValueError):
-        return None
-    key = [os.path.realpath(model), status.st_size, status.st_mtime_ns]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    return env.cache_dir(environ) / "measured" / f"{digest}.json"
+def _fingerprint(model: Path) -> Fingerprint:
+    return fingerprint_of(split_paths(model))
+
+
+def _path(model: Path, environ: Mapping[str, str]) -> Path:
+    """By the file that links lead to. A changed model takes the place of the one before."""
+    real = os.fsencode(os.path.realpath(model))
+    return env.cache_dir(environ) / "measured" / f"{hashlib.sha256(real).hexdigest()[:16]}.json"
 
 
 def _decode(entry: Mapping[str, Any]) -> Measurement:
     settings = dict(entry["settings"])
     settings["split"] = tuple(settings["split"])
+    settings["companions"] = tuple(settings["companions"])
     return Measurement(
         str(entry["engine"]),
         tuple(map(str, entry["gpus"])),
@@ -147,7 +178,8 @@ def _decode(entry: Mapping[str, Any]) -> Measurement:
 
 
 def _decode_part(entry: Mapping[str, Any]) -> Part:
-    gpu, kind, size = entry["gpu"], entry["kind"], int(entry["size"])
-    if not (gpu is None or isinstance(gpu, int)) or kind not in get_args(Kind) or size < 0:
+    gpu, kind, size, of = entry["gpu"], entry["kind"], int(entry["size"]), entry["of"]
+    known = kind in get_args(Kind) and of in get_args(Owner)
+    if not (gpu is None or isinstance(gpu, int)) or not known or size < 0:
         raise ValueError(f"no part: {entry!r}")
-    return Part(gpu, kind, size, "measured")
+    return Part(gpu, kind, size, "measured", of)

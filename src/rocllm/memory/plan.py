@@ -9,6 +9,7 @@ from rocllm.errors import DoesNotFit, OptionsError
 from rocllm.gguf import ModelInfo
 from rocllm.memory.alternatives import would_fit
 from rocllm.memory.available import Memory
+from rocllm.memory.companions import NO_COMPANIONS, Companions
 from rocllm.memory.estimate import Part
 from rocllm.memory.explain import reasons, remarks, shortage
 from rocllm.memory.fit import (
@@ -64,11 +65,13 @@ def plan_memory(
     options: LoadOptions,
     *,
     measurements: Sequence[Measurement] = (),
+    companions: Companions = NO_COMPANIONS,
 ) -> MemoryPlan:
     """The longest useful context that really fits; what the user fixed stays fixed.
 
     memory: what is free now, on the GPUs to use and on the host; no GPUs: the CPU is used.
     measurements: what loading this model with this engine on these GPUs took before.
+    companions: what is loaded beside it, as `read_companions` tells.
 
     The context is the model's own, or the longest of 4096, 8192, 16384, … that fits with all
     slots, with all layers on the GPU; where not even 4096 does, fewer layers. Without a GPU it also
@@ -81,7 +84,7 @@ def plan_memory(
     >>> plan_memory(info, read_memory([]), LoadOptions(ctx_size=2048)).ctx_size  # doctest: +SKIP
     2048
     """
-    request = Request(shape_of(model), memory, options, tuple(measurements))
+    request = Request(shape_of(model), memory, options, tuple(measurements), companions)
     _check(request)
     known = all(room(memory, gpu) is not None for gpu in _places(request))
     attempt = search(request) if known else _default(request)
@@ -123,12 +126,13 @@ def _check(request: Request) -> None:
             why=f"it was trained for {longest} tokens (context_length in the file)",
             remedy=f"use ctx_size={longest} or less",
         )
-    if options.n_gpu_layers and not request.n_gpus:
-        raise OptionsError(
-            f"n_gpu_layers={options.n_gpu_layers}, but no GPU is used",
-            why="the model would run on the CPU without a word",
-            remedy="see `rocllm devices`; leave n_gpu_layers away to run on the CPU",
-        )
+    for name in ("n_gpu_layers", "n_gpu_layers_draft"):
+        if getattr(options, name) and not request.n_gpus:
+            raise OptionsError(
+                f"{name}={getattr(options, name)}, but no GPU is used",
+                why="the model would run on the CPU without a word",
+                remedy=f"see `rocllm devices`; leave {name} away to run on the CPU",
+            )
     check_cache_types(request.shape, settings_for(request, DEFAULT_CTX_SIZE, 0))
     targets = {gpu.gfx_target for gpu in request.memory.gpus}
     if len(targets) > 1:

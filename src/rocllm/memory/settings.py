@@ -25,6 +25,8 @@ class Settings:
     last, where the output matrix is one more; -1: all. split: how many of these each GPU gets;
     empty with fewer than two GPUs. flash_attn: the attention is computed in one pass.
     kv_unified: the slots share one cache. swa_full: windowed layers cache all tokens.
+    draft_n_max: tokens that a draft model guesses for each slot; 0: there is none.
+    n_gpu_layers_draft: its layers on GPUs. companions: the files loaded beside the model.
     """
 
     ctx_size: int
@@ -38,6 +40,9 @@ class Settings:
     flash_attn: bool = True
     kv_unified: bool = False
     swa_full: bool = False
+    draft_n_max: int = 0
+    n_gpu_layers_draft: int = 0
+    companions: tuple[str, ...] = ()
 
     @property
     def streams(self) -> int:
@@ -57,8 +62,8 @@ class Settings:
 
     @property
     def outputs(self) -> int:
-        """Tokens of one batch whose successors are predicted: one for every slot."""
-        return min(self.parallel, self.batch_size)
+        """Tokens of one batch whose successors are predicted: one a slot, and each guess."""
+        return min(self.parallel * (1 + self.draft_n_max), self.batch_size)
 
     def window_cells(self, window: int) -> int:
         """Tokens that a cache for windowed layers holds."""

@@ -23,6 +23,8 @@ def load_buffers(
     *,
     device_names: Sequence[str] = (),
     extra_flags: Sequence[str] = (),
+    mmproj: Path | None = None,
+    model_draft: Path | None = None,
 ) -> tuple[Buffer, ...]:
     """The buffers that `binary` reports for a model loaded like this; nothing is left running."""
     run_dir = RunDir.create(environ)
@@ -35,6 +37,8 @@ def load_buffers(
             device_names=tuple(device_names),
             flash_attn="on" if settings.flash_attn else "off",
             threads=1,
+            mmproj=mmproj,
+            model_draft=model_draft,
         )
         command = build_command(
             binary, launch, endpoint, environ=environ, config_home=run_dir.config_home
@@ -54,13 +58,14 @@ def load_buffers(
 
 def actual_parts(buffers: Sequence[Buffer], device_names: Sequence[str]) -> tuple[Part, ...]:
     """The reported buffers as parts, with what is mapped of the file as the host's weights."""
-    parts = measured_parts(((one.device, one.kind, one.size) for one in buffers), device_names)
-    mapped = sum(
-        one.size
+    mapped = tuple(
+        Part(None, "weights", one.size, "measured", one.of)
         for one in buffers
-        if one.device in ("CPU_Mapped", "CPU", "Host") and one.kind == "model"
+        if one.device in ("CPU_Mapped", "CPU", "Host")
+        and one.kind == "model"
+        and one.of != "projector"
     )
-    return (Part(None, "weights", mapped, "measured"), *parts)
+    return (*mapped, *measured_parts(buffers, device_names))
 
 
 def mapped_range(model: ModelInfo, settings: Settings, n_gpus: int) -> int:
