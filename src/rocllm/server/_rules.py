@@ -154,7 +154,7 @@ _MEMORY = (
     _rule(
         "out_of_host_memory",
         "terminate called after throwing an instance of 'std::bad_alloc'",
-        r"std::bad_alloc|bad_alloc error|Cannot allocate memory|\bMemoryError\b"
+        r"bad_alloc|[Cc]annot allocate memory(?! in static TLS)|\bMemoryError\b"
         r"|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer|ErrorOutOfHostMemory"
         r"|failed to allocate +[\d.]+ MB|posix_memalign failed with error 12"
         r"|insufficient memory \(attempted to allocate",
@@ -289,10 +289,11 @@ _SYSTEM = (
         "  what():  Resource temporarily unavailable",
         r"what\(\): +(?:std::system_error: )?Resource temporarily unavailable"
         r"|can't start new thread|libgomp: Thread creation failed"
-        r"|fork: (?:retry: )?Resource temporarily unavailable",
+        r"|(?:error|fork|retry|failed to execute [^:]+): Resource temporarily unavailable",
         StartFailed,
-        "the server may not start as many threads as it needs",
-        "raise the limit (`ulimit -u`, or pids.max of the control group), or use fewer threads",
+        "the server may not start as many threads as it needs, or has no memory for their stacks",
+        "raise the limit (`ulimit -u`, `ulimit -v`, pids.max of the control group), or use fewer "
+        "threads",
     ),
     _rule(
         "wrong_machine",
@@ -307,10 +308,10 @@ _SYSTEM = (
     _rule(
         "missing_program",
         "setpriv: failed to execute /opt/llama-server: No such file or directory",
-        r"failed to execute (?P<file>[^:]+): No such file or directory"
-        r"|\[Errno 2\] No such file or directory: '(?P<file2>[^']+)'|bad interpreter: ",
+        r"(?:failed to execute (?=.*: No such file)|\[Errno 2\] No such file or directory: ')"
+        r"(?P<file>[^:']+)",
         StartFailed,
-        "the program, or the interpreter that it names, is not there",
+        "there is no file {file!r}, or it is a script whose interpreter is not there",
         "it may have been removed meanwhile: install it again",
     ),
     _rule(

@@ -6,6 +6,8 @@ The rules are tried in order on the last lines of output, newest first; the firs
 from __future__ import annotations
 
 import itertools
+import os
+import shlex
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ class Evidence:
     """What is known about a child's end beside its status and its output.
 
     killed_by_oom: how the kernel told that it killed for want of memory; `None`: it did not.
-    kernel_log: what the kernel logged while the child ran, as far as it may be read.
+    kernel_log: what the kernel logged about the child and about AMD GPUs while the child ran, as
+    far as it may be read.
     """
 
     killed_by_oom: str | None = None
@@ -50,7 +53,7 @@ def diagnose(
     error = _error_type(found.rule if found else None, ready)
     subject = f"llama-server could not load {model!r}" if model and not ready else "llama-server"
     what = f"{subject}: it ended {'while serving ' if ready else ''}with {status(exit_status)}"
-    why = [found.why(gpus or {}), found.said or _tail(output)] if found else [_tail(output)]
+    why = [found.why(gpus or {}), found.said] if found else [_tail(output)]
     if planned is not None and issubclass(error, OutOfMemory):
         why.append(f"planned: {planned}")
     told = "\n".join(part for part in why if part) or None
@@ -95,7 +98,8 @@ def _cause(
     found = None if number in FROM_OUTSIDE else _match(output, hints)
     found = found or _match(evidence.kernel_log, hints=False)
     if found is None and number in SIGNALS:
-        found = _Found(SIGNALS[number], {}, "")
+        logged = [f"the kernel logged: {line}" for line in evidence.kernel_log[-1:]]
+        found = _Found(SIGNALS[number], {}, "\n".join((*logged, _tail(output))).strip())
     return found
 
 
@@ -119,7 +123,23 @@ def _wants_gpu(argv: tuple[str, ...]) -> bool:
 
 def explain_exit(argv: tuple[str, ...], exit_status: int, output: tuple[str, ...]) -> RocllmError:
     """The same for a binary that was only asked a question."""
-    return diagnose(argv, exit_status, output, ready=False)
+    error = diagnose(argv, exit_status, output, ready=False)
+    error.what = f"`{shlex.join(argv)}` ended with {status(exit_status)}"
+    return error
+
+
+def cannot_run(argv: tuple[str, ...], error: Exception) -> ServerError:
+    """The error for a program that the system did not even start."""
+    number = error.errno if isinstance(error, OSError) else None
+    said = os.strerror(number) if number is not None else str(error)
+    failed: ServerError = StartFailed(f"cannot run {argv[0]!r}: {said}", argv=argv)
+    found = _match((f"failed to execute {argv[0]}: {said}",), hints=False)
+    if found is not None:
+        rule = found.rule
+        error_type = OutOfMemory if rule.error is OutOfMemory else StartFailed
+        failed = error_type(failed.what, why=found.why({}), remedy=rule.remedy, argv=argv)
+        failed.cause = rule.id
+    return failed
 
 
 def status(exit_status: int) -> str:
