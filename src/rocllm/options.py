@@ -77,6 +77,8 @@ class LoadOptions:
     host, port: listen on TCP at this address instead of a private UNIX socket; with a `host` and
         no `port` a free port is taken, with a `port` and no `host` it is 127.0.0.1.
     start_timeout: seconds without any sign of progress after which loading is given up.
+    timeout: longest silence, in seconds, of a server that answers; `None`: none is too long. The
+        time before the first token counts, which a long prompt and the calls before it take.
     restart: when a server that crashed is started again.
     cpu_fallback: use the CPU when the GPU fails and nothing else helps, and say so.
 
@@ -104,6 +106,7 @@ class LoadOptions:
     host: str | None = None
     port: int | None = None
     start_timeout: float = 120.0
+    timeout: float | None = 600.0
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     cpu_fallback: bool = False
 
@@ -121,6 +124,7 @@ class LoadOptions:
         _one_of(self, "flash_attn", ("on", "off", "auto"))
         _one_of(self, "load_mode", ("mmap", "none", "mlock", "dio"))
         _number(self, "start_timeout", above=0, optional=False)
+        _number(self, "timeout", above=0)
         if self.flash_attn == "off" and self.cache_type_v not in (None, "f32", "f16", "bf16"):
             raise OptionsError(
                 f"cache_type_v={self.cache_type_v!r} with flash_attn='off'",
@@ -240,6 +244,7 @@ class LoadArguments(TypedDict, total=False):
     host: str | None
     port: int | None
     start_timeout: float
+    timeout: float | None
     restart: RestartPolicy
     cpu_fallback: bool
 

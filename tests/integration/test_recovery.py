@@ -130,8 +130,9 @@ def test_what_cannot_be_resumed(model: rocllm.TextModel) -> None:
 
 def test_a_server_that_hangs_is_replaced(demo_model: Path) -> None:
     """A stopped process answers nothing: it is killed, and the call that waited says so."""
-    with rocllm.load_model(demo_model, ctx_size=512, threads=1, restart=QUICK) as model:
-        model._connection._stream_timeout = 0.5  # type: ignore[attr-defined]
+    with rocllm.load_model(
+        demo_model, ctx_size=512, threads=1, restart=QUICK, timeout=3.0
+    ) as model:
         stream = model.generate(PROMPT, max_tokens=-1)
         begun = next(stream).text
         kill(model, signal.SIGSTOP)
@@ -139,7 +140,6 @@ def test_a_server_that_hangs_is_replaced(demo_model: Path) -> None:
             stream.read()
         assert caught.value.cause == "hang"
         assert caught.value.text.startswith(begun)
-        model._connection._stream_timeout = 60.0  # type: ignore[attr-defined]
         assert model.generate(PROMPT, max_tokens=2).read().text
 
 

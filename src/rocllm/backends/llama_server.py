@@ -49,6 +49,7 @@ class LlamaServerModel:
 
     def __init__(self, request: LoadRequest) -> None:
         self._clients: weakref.WeakSet[Client | AsyncClient] = weakref.WeakSet()
+        self._timeout = request.options.timeout
         self._launcher = LlamaServerLauncher(request, self._interrupt)
         self._supervisor = Supervisor(
             self._launcher, request.options.restart, on_transition=request.on_transition
@@ -70,13 +71,21 @@ class LlamaServerModel:
 
     def connect(self) -> Client:
         """A client for blocking callers."""
-        client = Client(self._launcher.endpoint, keeper=_Keeper(self._supervisor))
+        client = Client(
+            self._launcher.endpoint,
+            stream_timeout=self._timeout,
+            keeper=_Keeper(self._supervisor),
+        )
         self._clients.add(client)
         return client
 
     def connect_async(self) -> AsyncClient:
         """A client for asyncio."""
-        client = AsyncClient(self._launcher.endpoint, keeper=_Keeper(self._supervisor))
+        client = AsyncClient(
+            self._launcher.endpoint,
+            stream_timeout=self._timeout,
+            keeper=_Keeper(self._supervisor),
+        )
         self._clients.add(client)
         return client
 
