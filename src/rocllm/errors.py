@@ -191,7 +191,7 @@ class AddressInUse(StartFailed):
 class StartTimeout(ServerError, TimeoutError):
     """The child neither became ready nor showed progress for longer than allowed."""
 
-    cause = "no_progress"
+    cause = "stalled"
 
 
 class StartCancelled(ServerError):

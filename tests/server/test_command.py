@@ -171,8 +171,17 @@ def test_the_environment_is_scrubbed() -> None:
         "XDG_CONFIG_HOME": "/run/x/config",
         "XDG_CACHE_HOME": "/home/u/.cache",
         "ROCR_VISIBLE_DEVICES": "GPU-1",
+        "LC_MESSAGES": "C",
+        "GGML_NO_BACKTRACE": "1",
     }
     assert environ == before
+
+
+def test_what_the_server_says_is_english() -> None:
+    """Whatever the user's language: a diagnosis reads it. His characters stay."""
+    child = build(environ={"LC_ALL": "de_DE.UTF-8", "LC_MESSAGES": "de_DE.UTF-8"}).environ
+    assert (child.get("LC_ALL"), child["LC_MESSAGES"]) == (None, "C")
+    assert child["LC_CTYPE"] == "de_DE.UTF-8"
 
 
 def test_an_odd_model_name_is_one_argument() -> None:

@@ -12,7 +12,7 @@ from rocllm import errors
 from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, ServerError, StartFailed
 from rocllm.server import diagnose
 from rocllm.server._rules import FROM_OUTSIDE, KILLED_BY_OOM, RULES, SIGNALS, Rule
-from rocllm.server.diagnose import Evidence, explain_exit, status
+from rocllm.server.diagnose import Evidence, Names, explain_exit, status
 
 ARGV = ("/opt/llama-server", "--model", "/m.gguf", "--device", "ROCm0")
 NOISE = (
@@ -167,16 +167,16 @@ def test_the_kernel_log_tells_of_a_reset() -> None:
 def test_the_gpu_is_named(said: str) -> None:
     """KFD's number of a node says nothing to a person."""
     label = "0000:0f:00.0 (Raphael)"
-    assert label in str(diagnose(ARGV, -6, (said,), ready=True, gpus={2: label}))
-    assert "KFD node 2" in str(diagnose(ARGV, -6, (said,), ready=True, gpus={1: label}))
+    assert label in str(diagnose(ARGV, -6, (said,), ready=True, names=Names({2: label})))
+    assert "KFD node 2" in str(diagnose(ARGV, -6, (said,), ready=True, names=Names({1: label})))
 
 
 def test_what_was_planned_is_told_where_memory_ran_out() -> None:
     """And only there."""
     planned = "6.1 GiB of 7.9 GiB on 0000:03:00.0"
     said = ("ROCm error: out of memory",)
-    assert planned in str(diagnose(ARGV, -6, said, ready=True, planned=planned))
-    assert planned not in str(diagnose(ARGV, -11, (), ready=True, planned=planned))
+    assert planned in str(diagnose(ARGV, -6, said, ready=True, names=Names(planned=planned)))
+    assert planned not in str(diagnose(ARGV, -11, (), ready=True, names=Names(planned=planned)))
 
 
 @pytest.mark.parametrize("exit_status", [1, -11])

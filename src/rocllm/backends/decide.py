@@ -25,7 +25,8 @@ from rocllm.memory import (
     read_memory,
 )
 from rocllm.options import LoadOptions
-from rocllm.server import ServerBinary, find_server, list_devices
+from rocllm.server import Names, ServerBinary, find_server, list_devices
+from rocllm.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ class Decision:
     device_names: tuple[str, ...]
     plan: MemoryPlan
     environ: Mapping[str, str]
+
+    @property
+    def names(self) -> Names:
+        """What a diagnosis calls the GPUs and the memory."""
+        gpus = {gpu.kfd_node: gpu.label for gpu in self.machine.devices if gpu.kfd_node is not None}
+        return Names(gpus, _demand(self.plan))
 
     def name_cause(self, error: RocllmError) -> None:
         """Add to `error` the check of the doctor's that explains it, if one does."""
@@ -72,6 +79,20 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
         name_cause(exc, machine, request.environ, binary)
         raise
     return Decision(options, info, machine, binary, choice, names, plan, environ)
+
+
+def _demand(plan: MemoryPlan) -> str:
+    """What a plan takes where: `1.2 GiB in host memory, where 12.4 GiB were free`."""
+    places: list[tuple[int | None, str, int | None]] = [
+        (None, "host memory", plan.memory.host.free)
+    ]
+    places += [(i, gpu.label, gpu.free) for i, gpu in enumerate(plan.memory.gpus)]
+    told = []
+    for place, name, free in places:
+        wanted = format_bytes(sum(part.size for part in plan.parts if part.gpu == place))
+        room = "" if free is None else f", where {format_bytes(free)} were free"
+        told.append(f"{wanted} in {name}{room}")
+    return "; ".join(told)
 
 
 def engine_name(binary: ServerBinary) -> str:

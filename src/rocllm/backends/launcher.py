@@ -31,11 +31,14 @@ from rocllm.server import (
     LaunchCommand,
     LaunchOptions,
     LoadReport,
+    Names,
     RunDir,
     ServerProcess,
     build_command,
     check_health,
     diagnose,
+    look_after,
+    look_before,
     start_server,
 )
 from rocllm.units import format_seconds
@@ -58,9 +61,12 @@ class LlamaServer:
         info: LoadedInfo,
         endpoint: Endpoint,
         interrupt: Callable[[], None],
+        names: Names,
     ) -> None:
         self.info = info
         self._process = process
+        self._names = names
+        self._before = look_before(process.pid or 0)
         self._endpoint = endpoint
         self._interrupt = interrupt
         self._stopping = False
@@ -82,6 +88,8 @@ class LlamaServer:
             self._process.output,
             ready=True,
             model=str(self.info.path),
+            names=self._names,
+            evidence=look_after(self._before),
         )
 
     def explain(self, error: RocllmError) -> RocllmError:
@@ -226,6 +234,7 @@ class LlamaServerLauncher:
                     endpoint,
                     model_path=self._request.path,
                     start_timeout=options.start_timeout,
+                    names=decision.names,
                     cancel=cancel,
                     on_progress=self._request.on_progress,
                     on_spawn=partial(self._note_child, decision, run_dir),
@@ -258,7 +267,7 @@ class LlamaServerLauncher:
         if report.draft_problem is not None:
             notes = (*notes, f"the draft model is not used: {report.draft_problem}")
         self._info = self._describe(decision, endpoint, process, report, notes)
-        return LlamaServer(process, self._info, endpoint, self._interrupt)
+        return LlamaServer(process, self._info, endpoint, self._interrupt, decision.names)
 
     def _command(self, decision: Decision, endpoint: Endpoint, run_dir: RunDir) -> LaunchCommand:
         launch = LaunchOptions(

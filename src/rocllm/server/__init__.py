@@ -2,7 +2,8 @@
 
 from rocllm.server.binary import ListedDevice, ServerBinary, find_server, list_devices
 from rocllm.server.command import LaunchCommand, LaunchOptions, build_command
-from rocllm.server.diagnose import diagnose
+from rocllm.server.diagnose import Names, diagnose
+from rocllm.server.evidence import look_after, look_before
 from rocllm.server.health import check_health
 from rocllm.server.process import ServerProcess
 from rocllm.server.report import Buffer, LoadReport, UsedDevice
@@ -17,6 +18,7 @@ __all__ = [
     "ListedDevice",
     "LoadProgress",
     "LoadReport",
+    "Names",
     "RunDir",
     "ServerBinary",
     "ServerProcess",
@@ -29,5 +31,7 @@ __all__ = [
     "diagnose",
     "find_server",
     "list_devices",
+    "look_after",
+    "look_before",
     "start_server",
 ]

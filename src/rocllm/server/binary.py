@@ -35,6 +35,10 @@ ASK_TIMEOUT = 30.0
 # XDG_CONFIG_HOME. A wrong value there even makes it refuse to answer `--help`.
 _SCRUBBED_PREFIX = "LLAMA_"
 _SCRUBBED = frozenset({"HF_TOKEN", "MTMD_BACKEND_DEVICE"})
+# A diagnosis reads what is said at the end. In the user's language it would not understand it; and
+# a llama.cpp that gives up starts gdb for a backtrace, which takes seconds, and whose hundreds of
+# lines push the reason out of the last ones that are kept (ggml_print_backtrace, ggml/src/ggml.c).
+_PLAIN_WORDS = {"LC_MESSAGES": "C", "GGML_NO_BACKTRACE": "1"}
 
 # Both forms are real: "version: 10360 (90e6a9131)" up to about b10470 (August 2026), and
 # "version: 0.6.0-dev (build 0, commit unknown)" since.
@@ -110,7 +114,7 @@ def find_server(option: str | os.PathLike[str] | None, environ: Mapping[str, str
 
 
 def scrub_environment(environ: Mapping[str, str], config_home: str) -> dict[str, str]:
-    """`environ` without what would change a llama-server silently.
+    """`environ` without what would change a llama-server silently, or what it says when it ends.
 
     config_home: a path with no configuration in it.
     """
@@ -119,7 +123,10 @@ def scrub_environment(environ: Mapping[str, str], config_home: str) -> dict[str,
         for name, value in environ.items()
         if not name.startswith(_SCRUBBED_PREFIX) and name not in _SCRUBBED
     }
-    return {**kept, "XDG_CONFIG_HOME": config_home}
+    everything = kept.pop("LC_ALL", None)
+    if everything:
+        kept["LC_CTYPE"] = everything
+    return {**kept, **_PLAIN_WORDS, "XDG_CONFIG_HOME": config_home}
 
 
 def embedded_installed() -> bool:

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, ServerError, StartFailed
 from rocllm.server._rules import FROM_OUTSIDE, KILLED_BY_OOM, RULES, SIGNALS, Rule
@@ -31,6 +31,21 @@ class Evidence:
     kernel_log: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a person would call things.
+
+    gpus: the label of the GPU of each KFD node. planned: the memory that the child was to take.
+    """
+
+    gpus: Mapping[int, str] = field(default_factory=dict)
+    planned: str | None = None
+
+
+NO_EVIDENCE = Evidence()
+NO_NAMES = Names()
+
+
 def diagnose(
     argv: tuple[str, ...],
     exit_status: int,
@@ -38,24 +53,22 @@ def diagnose(
     *,
     ready: bool,
     model: str | None = None,
-    evidence: Evidence | None = None,
-    gpus: Mapping[int, str] | None = None,
-    planned: str | None = None,
+    names: Names = NO_NAMES,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> RocllmError:
     """The error that tells why the child ended, with `cause` and `retryable`.
 
     exit_status: negative for a signal. output: its last lines. ready: it had served before.
-    model: the model file, for the message. gpus: what to call the GPU of a KFD node. planned: the
-    memory that it was to take, in words, for the message.
+    model: the model file, for the message. names: what a person would call things. evidence: what
+    else is known.
     """
-    evidence = evidence or Evidence()
     found = _cause(argv, exit_status, output, ready, evidence)
     error = _error_type(found.rule if found else None, ready)
     subject = f"llama-server could not load {model!r}" if model and not ready else "llama-server"
     what = f"{subject}: it ended {'while serving ' if ready else ''}with {status(exit_status)}"
-    why = [found.why(gpus or {}), found.said] if found else [_tail(output)]
-    if planned is not None and issubclass(error, OutOfMemory):
-        why.append(f"planned: {planned}")
+    why = [found.why(names), found.said] if found else [_tail(output)]
+    if names.planned is not None and issubclass(error, OutOfMemory):
+        why.append(f"planned: {names.planned}")
     told = "\n".join(part for part in why if part) or None
     remedy = found.rule.remedy if found else None
     diagnosis = (
@@ -76,11 +89,12 @@ class _Found:
     groups: Mapping[str, str]
     said: str
 
-    def why(self, gpus: Mapping[int, str]) -> str:
+    def why(self, names: Names = NO_NAMES) -> str:
         groups = dict(self.groups)
         if "node" in groups:
             node = int(groups["node"])
-            groups["gpu"] = f"GPU {gpus[node]}" if node in gpus else f"the GPU of KFD node {node}"
+            known = names.gpus.get(node)
+            groups["gpu"] = f"the GPU of KFD node {node}" if known is None else f"GPU {known}"
         return self.rule.why.format_map(groups)
 
 
@@ -137,7 +151,7 @@ def cannot_run(argv: tuple[str, ...], error: Exception) -> ServerError:
     if found is not None:
         rule = found.rule
         error_type = OutOfMemory if rule.error is OutOfMemory else StartFailed
-        failed = error_type(failed.what, why=found.why({}), remedy=rule.remedy, argv=argv)
+        failed = error_type(failed.what, why=found.why(), remedy=rule.remedy, argv=argv)
         failed.cause = rule.id
     return failed
 

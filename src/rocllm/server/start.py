@@ -17,7 +17,8 @@ from pathlib import Path
 from rocllm.endpoint import Endpoint
 from rocllm.errors import StartCancelled, StartTimeout
 from rocllm.server.command import LaunchCommand
-from rocllm.server.diagnose import diagnose
+from rocllm.server.diagnose import NO_NAMES, Names, diagnose
+from rocllm.server.evidence import look_after, look_before
 from rocllm.server.health import check_health
 from rocllm.server.process import ServerProcess
 from rocllm.server.report import LoadReport, LoadReportBuilder
@@ -46,6 +47,7 @@ def start_server(
     *,
     model_path: Path,
     start_timeout: float,
+    names: Names = NO_NAMES,
     cancel: threading.Event | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
     on_spawn: Callable[[int], None] | None = None,
@@ -53,8 +55,8 @@ def start_server(
 ) -> tuple[ServerProcess, LoadReport]:
     """Start `command` and return when it answers on `endpoint`.
 
-    start_timeout: seconds without a sign of progress. cancel: set it to give up. on_spawn: is told
-    the process id. on_exit: is called when the process has ended.
+    start_timeout: seconds without a sign of progress. names: for messages. cancel: set it to give
+    up. on_spawn: is told the process id. on_exit: is called when the process has ended.
 
     Raises the error that says why it did not become ready; no process is left then.
     """
@@ -64,7 +66,7 @@ def start_server(
         process.start()
         if on_spawn is not None and process.pid is not None:
             on_spawn(process.pid)
-        _wait_ready(process, endpoint, model_path, start_timeout, cancel, on_progress)
+        _wait_ready(process, endpoint, model_path, start_timeout, names, cancel, on_progress)
         _wait_logged(process, builder)
     except BaseException:
         # Ctrl-C included: whoever leaves here leaves no process behind.
@@ -78,9 +80,11 @@ def _wait_ready(
     endpoint: Endpoint,
     model_path: Path,
     start_timeout: float,
+    names: Names,
     cancel: threading.Event | None,
     on_progress: Callable[[LoadProgress], None] | None,
 ) -> None:
+    before = look_before(process.pid or 0)
     total = 0
     with contextlib.suppress(OSError):  # it is gone: the server itself will say so
         total = model_path.stat().st_size
@@ -95,6 +99,8 @@ def _wait_ready(
                 process.output,
                 ready=False,
                 model=str(model_path),
+                names=names,
+                evidence=look_after(before),
             )
         if check_health(endpoint, group=process.pid) == "ready":
             return
