@@ -13,13 +13,23 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from rocllm.catalog import Stage, discover_models, hub, pull_hub, resolve_model, transfer
+from rocllm.catalog import (
+    Fit,
+    Stage,
+    discover_models,
+    hub,
+    pull_hub,
+    resolve_model,
+    transfer,
+)
 from rocllm.errors import DoesNotFit, DownloadFailed, ModelNotFound
+from rocllm.gguf import ModelInfo
 from rocllm.testing.fake_hub import COMMIT, FakeHub
+from rocllm.testing.gguf_writer import write_gguf
+from rocllm.testing.tiny_models import tiny_llama
 
 WriteModel: TypeAlias = Callable[..., Path]
 
-_GIB = 1 << 30
 _REPO = "user/model-GGUF"
 
 
@@ -63,7 +73,11 @@ def _snapshot(environ: dict[str, str]) -> Path:
 
 
 def _pull(name: str, environ: dict[str, str], **more: Any) -> Path:
-    return pull_hub(name, environ, **{"usable_memory": 64 * _GIB, "device": "GPU"} | more)
+    return pull_hub(name, environ, **{"judge": _anything, "device": "GPU"} | more)
+
+
+def _anything(_model: ModelInfo | None, _size: int) -> Fit:
+    return Fit(True, "well")
 
 
 def _left(environ: dict[str, str]) -> set[str]:
@@ -120,9 +134,73 @@ def test_the_choice_is_said(environ: dict[str, str]) -> None:
     assert path.name == "model-Q8_0.gguf"
     (reason,) = told
     assert reason.startswith("taking Q8_0 (")
-    assert reason.endswith("the best of 2 that fits into 64.0 GiB of Radeon")
-    with pytest.raises(DoesNotFit, match=r"into 1\.0 GiB of GPU"):
-        _pull(f"hf:{_REPO}", environ, usable_memory=_GIB)
+    assert reason.endswith("the best of 2 that fits into Radeon well")
+
+
+def test_what_is_judged_is_read_from_the_hub(
+    server: FakeHub, contents: dict[str, bytes], environ: dict[str, str]
+) -> None:
+    """The model's shape, once for all quantisations and before anything is fetched."""
+    seen: list[tuple[ModelInfo | None, int]] = []
+
+    def judge(model: ModelInfo | None, size: int) -> Fit:
+        seen.append((model, size))
+        return Fit(False, "9 GiB needed")
+
+    with pytest.raises(DoesNotFit, match="fits into GPU") as caught:
+        _pull(f"hf:{_REPO}", environ, judge=judge)
+    assert "9 GiB needed" in str(caught.value.why)
+    assert len(server.content_requests()) == 1
+    assert not any(_cache(environ).rglob("*.gguf"))
+    large, small = (model for model, _ in seen[:2] if model is not None)
+    assert large.block_count == small.block_count == 1
+    assert large.file_size == len(contents["model-Q8_0.gguf"])
+    assert small.file_size == sum(len(contents[name]) for name in contents if "Q4_0" in name)
+    ratio = small.file_size / large.file_size
+    assert ratio > 1.5
+    assert small.tensors[0].n_bytes == round((large.tensors[0].n_bytes or 0) * ratio)
+
+
+def test_a_model_of_many_megabytes_is_not_fetched_to_be_judged(
+    server: FakeHub, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Only what stands before the weights is read."""
+    path = write_gguf(tmp_path / "m.gguf", *tiny_llama(n_embd=512, n_layers=4))
+    server.repos["user/large"] = {"m-Q8_0.gguf": path.read_bytes()}
+    with pytest.raises(DoesNotFit):
+        _pull("hf:user/large", environ, judge=lambda model, _size: Fit(model is None, "no"))
+    assert 0 < server.sent < path.stat().st_size / 2
+
+
+@pytest.mark.parametrize("content", [b"no model at all" * 99, None])
+def test_what_cannot_be_read_is_judged_by_its_size(
+    server: FakeHub, environ: dict[str, str], content: bytes | None
+) -> None:
+    """A file that is none, and a server that gives no content; fetching tells what is wrong."""
+    server.repos["user/odd"] = {"m-Q8_0.gguf": content or b"GGUF" * 99}
+    server.switches.status = 500 if content is None else None
+    seen: list[ModelInfo | None] = []
+
+    def judge(model: ModelInfo | None, _size: int) -> Fit:
+        seen.append(model)
+        return Fit(False, "too much")
+
+    with pytest.raises(DoesNotFit):
+        _pull("hf:user/odd", environ, judge=judge)
+    assert seen == [None, None]
+
+
+def test_offline_the_file_itself_is_judged(environ: dict[str, str]) -> None:
+    """What is in the cache need not be asked for."""
+    _pull(f"hf:{_REPO}:Q8_0", environ)
+    seen: list[ModelInfo | None] = []
+
+    def judge(model: ModelInfo | None, _size: int) -> Fit:
+        seen.append(model)
+        return Fit(True, "well")
+
+    _pull(f"hf:{_REPO}", environ | {"HF_HUB_OFFLINE": "1"}, judge=judge)
+    assert [model.block_count for model in seen if model is not None] == [1]
 
 
 def test_a_cut_connection_is_resumed(

@@ -12,7 +12,13 @@ from typing import TypeAlias
 
 import pytest
 
+from rocllm.catalog import Fit
+from rocllm.cli.pull import judge_fit
+from rocllm.gguf import read_model_info
+from rocllm.memory import GpuMemory, HostMemory, Memory
 from rocllm.testing.fake_hub import FakeHub
+from rocllm.testing.model_shapes import Mix, q4_k_m, q8_0
+from rocllm.testing.model_zoo import real_model
 
 WriteModel: TypeAlias = Callable[..., Path]
 
@@ -57,9 +63,38 @@ def test_from_the_hub(environ: dict[str, str]) -> None:
     assert (path.name, path.read_bytes()[:4]) == ("m-Q8_0.gguf", b"GGUF")
     choice, begin, *_, end = done.stderr.splitlines()
     assert choice.startswith("taking Q8_0 (")
-    assert choice.endswith("of the host's memory")
+    assert choice.endswith("of the host's memory with a context of 512 tokens")
     assert begin.startswith("Fetching the model (")
     assert end == "  100 %"
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("name", "mix", "card", "words"),
+    [
+        ("Qwen3-8B", q8_0, 16, "with a context of 40960 tokens"),
+        ("Qwen3-8B", q4_k_m, 8, "with a context of 16384 tokens"),
+        ("Gemma-3-27B", q4_k_m, 16, "17.2 GiB needed with a context of 4096 tokens"),
+        ("Gemma-3-27B", q4_k_m, 24, "with a context of 65536 tokens"),
+    ],
+)
+def test_what_fits_is_planned(tmp_path: Path, name: str, mix: Mix, card: int, words: str) -> None:
+    """As `rocllm plan` does, and wholly on the GPU: layers on the host do not count as fitting."""
+    path = real_model(name, mix).write(tmp_path / "model.gguf")
+    memory = Memory((GpuMemory("card", "gfx1100", card * GIB, card * GIB),), HostMemory(64 * GIB))
+    fit = judge_fit(memory, read_model_info(path), path.stat().st_size)
+    assert fit == Fit("needed" not in words, words)
+
+
+def test_what_is_not_known_goes_by_its_size() -> None:
+    """A rule of thumb, and it says so."""
+    memory = Memory((), HostMemory(8 * GIB, 8 * GIB))
+    assert judge_fit(memory, None, 6 * GIB) == Fit(
+        True, "by the size of its file: about 7.9 GiB with a context"
+    )
+    assert not judge_fit(memory, None, 7 * GIB).fits
 
 
 def test_from_an_address(environ: dict[str, str], hub: FakeHub) -> None:

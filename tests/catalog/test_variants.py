@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from rocllm.catalog.variants import RepoFile, choose_mmproj, choose_variant, list_variants
+from rocllm.catalog.variants import (
+    Fit,
+    RepoFile,
+    Variant,
+    choose_mmproj,
+    choose_variant,
+    list_variants,
+)
 from rocllm.errors import DoesNotFit, ModelNotFound
 
 _GIB = 1 << 30
@@ -37,31 +46,48 @@ def test_variants_of_a_repository() -> None:
     assert variants[1].size == 7 * _GIB
 
 
+def _up_to(size: float) -> Callable[[Variant], Fit]:
+    """A judge that lets files of so many GiB pass."""
+    return lambda variant: Fit(variant.size <= size * _GIB, f"({variant.size // _GIB} GiB)")
+
+
 @pytest.mark.parametrize(
     ("memory", "label"),
     [
         (100, "Q8_0"),  # never the unquantised file, however much room there is
-        (8 * 1.15 + 1.01, "Q8_0"),
-        (8 * 1.15 + 0.99, "UD-Q6_K_XL"),
-        (7, "Q4_K_M"),
-        (6, "Q4_0"),
-        (4.5, "Q2_K"),
+        (8, "Q8_0"),
+        (7.9, "UD-Q6_K_XL"),
+        (5, "Q4_K_M"),
+        (4.5, "Q4_0"),
+        (3, "Q2_K"),
     ],
 )
 def test_the_best_that_fits(memory: float, label: str) -> None:
-    """Files × 1.15 + 1 GiB must fit; the reason names what was taken and for which memory."""
-    variant, reason = choose_variant("u/r", list_variants(_FILES), None, int(memory * _GIB), "GPU")
+    """The first that passes; the reason names what was taken, for what, and how it would run."""
+    variant, reason = choose_variant(
+        "u/r", list_variants(_FILES), None, _up_to(memory), "12.0 GiB of GPU"
+    )
     assert variant.quantization == label
-    assert str(reason).startswith(f"taking {label} (")
-    assert "the best of 6 that fits into" in str(reason)
-    assert str(reason).endswith("of GPU")
+    size = f"{variant.size // _GIB}"
+    assert reason == (
+        f"taking {label} ({size}.0 GiB), the best of 6 that fits into 12.0 GiB of GPU ({size} GiB)"
+    )
+
+
+def test_the_only_one() -> None:
+    """It is no choice, and has to fit nevertheless."""
+    variants = list_variants(_files(Q4_0=4))
+    _, reason = choose_variant("u/r", variants, None, _up_to(5), "GPU")
+    assert reason == "taking Q4_0 (4.0 GiB), the only one, which fits into GPU (4 GiB)"
+    with pytest.raises(DoesNotFit):
+        choose_variant("u/r", variants, None, _up_to(3), "GPU")
 
 
 def test_nothing_fits() -> None:
     """The error carries the numbers and the command that fetches it all the same."""
-    with pytest.raises(DoesNotFit, match=r"into 4\.0 GiB of GPU") as caught:
-        choose_variant("u/r", list_variants(_FILES), None, 4 * _GIB, "GPU")
-    assert caught.value.why == "the smallest, Q2_K (3.0 GiB), needs about 4.4 GiB"
+    with pytest.raises(DoesNotFit, match="no quantisation of u/r fits into GPU") as caught:
+        choose_variant("u/r", list_variants(_FILES), None, _up_to(2), "GPU")
+    assert caught.value.why == "the smallest, Q2_K (3.0 GiB), does not: (3 GiB)"
     assert str(caught.value.remedy).endswith("rocllm pull hf:u/r:Q2_K")
 
 
@@ -78,25 +104,25 @@ def test_nothing_fits() -> None:
 )
 def test_what_the_user_wants_is_taken(wanted: str, label: str) -> None:
     """A quantisation or a file, whether it fits or not, and without a word."""
-    variant, reason = choose_variant("u/r", list_variants(_FILES), wanted, 0, "GPU")
+    variant, reason = choose_variant("u/r", list_variants(_FILES), wanted, _up_to(0), "GPU")
     assert (variant.quantization, reason) == (label, None)
 
 
 def test_what_is_not_there() -> None:
     """The message lists what there is, and the nearest."""
     with pytest.raises(ModelNotFound, match=r"there is no 'Q4_K_S' in u/r") as caught:
-        choose_variant("u/r", list_variants(_FILES), "Q4_K_S", 0, "GPU")
+        choose_variant("u/r", list_variants(_FILES), "Q4_K_S", _up_to(0), "GPU")
     assert "Q8_0 (8.0 GiB), UD-Q6_K_XL (7.0 GiB)" in str(caught.value.why)
     assert caught.value.remedy == "did you mean 'Q4_K_M'?"
     with pytest.raises(ModelNotFound, match="no GGUF model in u/r"):
-        choose_variant("u/r", (), None, _GIB, "GPU")
+        choose_variant("u/r", (), None, _up_to(1), "GPU")
 
 
 def test_two_files_of_one_quantization() -> None:
     """Nothing is guessed between them."""
     files = [RepoFile("a-Q8_0.gguf", 1), RepoFile("b-Q8_0.gguf", 2)]
     with pytest.raises(ModelNotFound, match="several files") as caught:
-        choose_variant("u/r", list_variants(files), "Q8_0", 0, "GPU")
+        choose_variant("u/r", list_variants(files), "Q8_0", _up_to(0), "GPU")
     assert caught.value.why == "b-Q8_0.gguf, a-Q8_0.gguf"
 
 

@@ -11,9 +11,11 @@ import typer
 from typer.testing import CliRunner, Result
 
 from rocllm.cli.plan import plan
-from rocllm.errors import DoesNotFit, OptionsError
+from rocllm.errors import DoesNotFit, ModelNotFound, OptionsError
 from rocllm.testing.fake_sysfs import RX_7700_XT, STRIX_HALO, write_tree
+from rocllm.testing.gguf_writer import write_gguf
 from rocllm.testing.model_zoo import real_model
+from rocllm.testing.tiny_models import tiny_mmproj
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,31 @@ def test_wrong_options(llama: Path, arguments: tuple[str, ...], message: str) ->
     result = run(llama, *arguments)
     assert isinstance(result.exception, OptionsError)
     assert message in str(result.exception)
+
+
+def test_what_is_loaded_beside_it(llama: Path, tmp_path: Path) -> None:
+    """A draft model and a projector have lines of their own, for persons and for programs."""
+    mmproj = write_gguf(tmp_path / "mmproj.gguf", *tiny_mmproj())
+    arguments = (llama, "--memory", "16GiB", "--draft", llama, "-ngld", "9", "--mmproj", mmproj)
+    answer = as_json(*arguments)
+    assert answer["settings"]["n_gpu_layers_draft"] == 9
+    gpu, host = answer["places"]
+    assert {part["of"] for part in gpu["parts"]} == {"model", "draft", "projector"}
+    assert gpu["needed"] == sum(part["size"] for part in gpu["parts"])
+    assert any((part["of"], part["kind"]) == ("draft", "KV cache") for part in host["parts"])
+
+    lines = run(*arguments).stdout.splitlines()
+    assert any(line.startswith("▓ draft KV cache ") for line in lines)
+    assert any(line.startswith("█ projector weights ") for line in lines)
+
+
+def test_the_projector_beside_it(llama: Path) -> None:
+    """With auto it is found, and where there is none that is an error and no plan without it."""
+    result = run(llama, "--memory", "16GiB", "--mmproj", "auto")
+    assert isinstance(result.exception, ModelNotFound)
+    mmproj = write_gguf(llama.parent / "mmproj-llama.gguf", *tiny_mmproj())
+    try:
+        answer = as_json(llama, "--memory", "16GiB", "--mmproj", "auto")
+    finally:
+        mmproj.unlink()
+    assert any(part["of"] == "projector" for part in answer["places"][0]["parts"])

@@ -189,3 +189,59 @@ def test_an_odd_model_name_is_one_argument() -> None:
     command = build(model_path=Path("/m/a b; --nope.gguf"), alias="--help me")
     assert value_of("--model", command) == "/m/a b; --nope.gguf"
     assert value_of("--alias", command) == "--help me"
+
+
+NEW_COMPANIONS = {
+    **NEW_FLAGS,
+    "--mmproj": "FILE",
+    "--no-mmproj-offload": "",
+    **dict.fromkeys(("--model-draft", "--device-draft"), "X"),
+    **dict.fromkeys(("--n-gpu-layers-draft", "--spec-draft-n-max", "--draft-max"), "N"),
+    **dict.fromkeys(("--cache-type-k-draft", "--cache-type-v-draft"), "TYPE"),
+    "--spec-type": "none,draft-simple,draft-eagle3",
+}
+# Of the summer of 2025: no kinds of guessing, no device, no cache types.
+OLD_COMPANIONS = {
+    **OLD_FLAGS,
+    "--mmproj": "FILE",
+    "--model-draft": "X",
+    **dict.fromkeys(("--n-gpu-layers-draft", "--draft-max"), "N"),
+}
+
+
+def test_a_draft_model() -> None:
+    """Where the plan wants it, and used: a new build must be told how."""
+    draft = {"model_draft": Path("/m/d.gguf"), "draft_n_max": 3, "n_gpu_layers_draft": -1}
+    command = build(NEW_COMPANIONS, **draft)
+    assert value_of("--model-draft", command) == "/m/d.gguf"
+    assert value_of("--n-gpu-layers-draft", command) == "999"
+    assert value_of("--device-draft", command) == "ROCm0"
+    assert value_of("--spec-type", command) == "draft-simple"
+    assert value_of("--spec-draft-n-max", command) == "3"
+    assert value_of("--cache-type-k-draft", command) == "f16"
+    assert "--draft-max" not in command.argv  # there in name only: it ends the server
+
+    old = build(OLD_COMPANIONS, **draft)
+    assert value_of("--draft-max", old) == "3"
+    assert {flag for flag in old.argv if flag.startswith("--")} <= set(OLD_COMPANIONS)
+    on_cpu = build(NEW_COMPANIONS, device_names=(), model_draft=Path("d"), n_gpu_layers_draft=0)
+    assert value_of("--device-draft", on_cpu) == "none"
+    assert value_of("--n-gpu-layers-draft", on_cpu) == "0"
+    assert not any("draft" in argument for argument in build(NEW_COMPANIONS).argv)
+
+
+def test_a_projector() -> None:
+    """On the first GPU by itself; without one it is kept from using any."""
+    command = build(NEW_COMPANIONS, mmproj="/m/p.gguf")
+    assert value_of("--mmproj", command) == "/m/p.gguf"
+    assert "--no-mmproj-offload" not in command.argv
+    on_cpu = build(NEW_COMPANIONS, mmproj="/m/p.gguf", device_names=())
+    assert "--no-mmproj-offload" in on_cpu.argv
+    assert not any("mmproj" in argument for argument in build(NEW_COMPANIONS).argv)
+
+
+@pytest.mark.parametrize(("option", "flag"), [("mmproj", "mmproj"), ("model_draft", "model-draft")])
+def test_a_build_without_companions(option: str, flag: str) -> None:
+    """It is refused with the flag and the remedy; nothing is left away silently."""
+    with pytest.raises(StartFailed, match=f"has no flag --{flag}(.|\n)*use a newer llama-server"):
+        build(NEW_FLAGS, **{option: "/m/x.gguf"})

@@ -31,6 +31,31 @@ RPC = """\
 0.00.510.039 I srv    load_model: initializing, n_slots = 2, n_ctx_slot = 256, kv_unified = 'false'
 """
 
+# The same with the model as its own draft, 10 of its layers on the device, and a projector.
+COMPANIONS = """\
+0.00.160.529 I load_tensors: loading model tensors, this can take a while... (load_mode = mmap)
+0.00.164.529 I load_tensors: offloaded 31/31 layers to GPU
+0.00.164.544 I load_tensors: RPC0[127.0.0.1:8231] model buffer size =    92.10 MiB
+0.00.304.939 I llama_kv_cache: RPC0[127.0.0.1:8231] KV buffer size =    11.25 MiB
+0.00.338.605 I common_speculative_init_result: loading draft model '/m/SmolLM2-135M.gguf'
+0.00.406.726 I load_tensors: loading model tensors, this can take a while... (load_mode = mmap)
+0.00.418.076 I load_tensors: offloaded 10/31 layers to GPU
+0.00.418.084 I load_tensors: RPC0[127.0.0.1:8231] model buffer size =    47.71 MiB
+0.00.530.357 I llama_kv_cache: RPC0[127.0.0.1:8231] KV buffer size =     3.38 MiB
+0.00.534.191 I clip_ctx: CLIP using RPC0[127.0.0.1:8231] backend
+0.00.534.892 I load_hparams: model size:         78.77 MiB
+0.00.666.505 I reserve_compute_meta: RPC0[127.0.0.1:8231] compute buffer size =   121.25 MiB
+0.00.689.714 I srv    load_model: initializing, n_slots = 1, n_ctx_slot = 512, kv_unified = 'false'
+"""
+
+# xllamacpp 2026.10.11549, a draft model with another vocabulary.
+UNUSED_DRAFT = """\
+0.00.172.209 I common_speculative_init_result: loading draft model '/m/tiny.gguf'
+0.00.201.136 E spec common_specu: the target and draft vocabs are not compatible
+0.00.201.769 E srv    load_model: failed to initialize speculative decoding context: \
+draft model vocab type must match target model to use speculation
+"""
+
 
 def report(log: str) -> LoadReport:
     """The report after all lines."""
@@ -114,3 +139,26 @@ def test_slots_of_older_builds() -> None:
         "slot         init: id  0 | task -1 | new slot n_ctx_slot = 1024\n"
     )
     assert (said.n_slots, said.n_ctx_slot) == (4, 1024)
+
+
+def test_what_is_loaded_beside_the_model() -> None:
+    """Each buffer belongs to somebody, and the layers are those of the model."""
+    told = report(COMPANIONS)
+    device = "RPC0[127.0.0.1:8231]"
+    assert told.buffers == (
+        Buffer(device, "model", mib(92.10)),
+        Buffer(device, "KV", mib(11.25)),
+        Buffer(device, "model", mib(47.71), "draft"),
+        Buffer(device, "KV", mib(3.38), "draft"),
+        Buffer(device, "model", mib(78.77), "projector"),
+        Buffer(device, "compute", mib(121.25), "projector"),
+    )
+    assert (told.offloaded_layers, told.total_layers) == (31, 31)
+    assert told.draft_problem is None
+
+
+def test_a_draft_that_is_not_used() -> None:
+    """The server goes on without it, and says so in one line of many."""
+    assert report(UNUSED_DRAFT).draft_problem == (
+        "draft model vocab type must match target model to use speculation"
+    )

@@ -8,11 +8,13 @@ from rocllm.catalog.packaged import PackagedModel, Progress, Stage, pull_package
 from rocllm.catalog.resolve import list_models, resolve_model
 from rocllm.catalog.sources import Source
 from rocllm.catalog.url import pull_url
+from rocllm.catalog.variants import Fit
 
 __all__ = [
     "DEMO",
     "HUB_PREFIX",
     "DiscoveredModel",
+    "Fit",
     "PackagedModel",
     "Progress",
     "Source",

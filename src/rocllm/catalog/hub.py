@@ -13,22 +13,34 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rocllm import env
 from rocllm.catalog.http_get import status_text
 from rocllm.catalog.packaged import Progress, Stage, no_progress
 from rocllm.catalog.partial import check_space, partial_size, storage_errors
+from rocllm.catalog.remote_header import read_remote_model, resized
 from rocllm.catalog.stores import find_hub_cache
 from rocllm.catalog.transfer import Remote, fetch_file
-from rocllm.catalog.variants import RepoFile, choose_mmproj, choose_variant, list_variants
-from rocllm.errors import DownloadFailed, ModelNotFound
+from rocllm.catalog.variants import (
+    Fit,
+    RepoFile,
+    Variant,
+    choose_mmproj,
+    choose_variant,
+    list_variants,
+)
+from rocllm.errors import DownloadFailed, ModelFileError, ModelNotFound
+from rocllm.gguf import ModelInfo, read_model_info
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo as RepoInfo
 
 HUB_PREFIX = "hf:"
+# Whether a model fits: what it says of itself, if that is known, and bytes of its files.
+Judge: TypeAlias = Callable[[ModelInfo | None, int], Fit]
 
 _REVISION = "main"
 # The Hub's own rule: each part of letters, digits, `-`, `_`, `.`, without `--` and `..`.
@@ -64,7 +76,7 @@ def pull_hub(
     name: str,
     environ: Mapping[str, str],
     *,
-    usable_memory: int,
+    judge: Judge,
     device: str,
     progress: Progress | None = None,
     chosen: Callable[[str], None] | None = None,
@@ -73,8 +85,10 @@ def pull_hub(
 
     name: `hf:user/repo`, `hf:user/repo:QUANTIZATION` or `hf:user/repo/path/of/file.gguf`.
     environ: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HOME`, … as for `huggingface_hub`.
-    usable_memory: in bytes, of what the model will run on; device: what that is called. By them the
-        quantisation is chosen where `name` has none; `chosen` is told the reason.
+    judge: whether a model fits into what it will run on. It is given what the model's file says of
+        itself (`None`: that could not be read) and the size of all its files in bytes.
+    device: what that is called. Where `name` has no quantisation, the best that fits is taken;
+        `chosen` is told the reason.
     progress: as in `pull_packaged`, over all files together.
 
     Returns the path of the (first) file in the cache. Raises `DownloadFailed`, `ModelNotFound`,
@@ -87,9 +101,21 @@ def pull_hub(
         files = [RepoFile(file, path.stat().st_size) for file, path in cached.items()]
     else:
         commit, files = repository.list_files()
-    variant, reason = choose_variant(
-        hub.repo, list_variants(files), hub.wanted, usable_memory, device
-    )
+    variants = list_variants(files)
+
+    @cache
+    def shape() -> ModelInfo | None:
+        """What one of them says of itself, and so of all: that with the fewest files to ask."""
+        asked = min(variants, key=lambda variant: (len(variant.files), variant.size))
+        if repository is None:
+            return _read_cached(cached[asked.files[0].path])
+        return repository.read_model(asked.files, commit)
+
+    def judge_variant(variant: Variant) -> Fit:
+        model = shape()
+        return judge(None if model is None else resized(model, variant.size), variant.size)
+
+    variant, reason = choose_variant(hub.repo, variants, hub.wanted, judge_variant, device)
     if reason and chosen:
         chosen(reason)
     if repository is None:
@@ -97,6 +123,13 @@ def pull_hub(
     mmproj = choose_mmproj(files, variant)
     wanted = variant.files if mmproj is None else (*variant.files, mmproj)
     return repository.fetch_all(wanted, commit, progress or no_progress)
+
+
+def _read_cached(path: Path) -> ModelInfo | None:
+    try:
+        return read_model_info(path)
+    except ModelFileError:
+        return None
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:
@@ -148,11 +181,21 @@ class _Repository:
         ]
         return info.sha or "", [file for file in files if file.is_safe]
 
-    def _info(self) -> ModelInfo:
+    def _info(self) -> RepoInfo:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.endpoint, token=self.token or False)
         return api.model_info(self.repo, revision=_REVISION, files_metadata=True)
+
+    def read_model(self, files: Sequence[RepoFile], commit: str) -> ModelInfo | None:
+        """What a model says about itself, without fetching it."""
+        from huggingface_hub import hf_hub_url
+
+        urls = [
+            (hf_hub_url(self.repo, file.path, revision=commit, endpoint=self.endpoint), file.size)
+            for file in files
+        ]
+        return read_remote_model(urls, self.token)
 
     def fetch_all(self, files: Sequence[RepoFile], commit: str, progress: Progress) -> Path:
         """Fetch what is not in the cache yet; returns the path of the first file there."""

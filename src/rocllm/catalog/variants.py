@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,11 +19,6 @@ from rocllm.catalog.names import (
 )
 from rocllm.errors import DoesNotFit, ModelNotFound
 from rocllm.units import format_bytes
-
-# What a loaded model takes beside its file: context and buffers, roughly. `plan_memory` computes
-# it, but only once the file is there.
-_MEMORY_FACTOR = 1.15
-_MEMORY_FIXED = 1 << 30
 
 _MMPROJ_PREFERENCE = ("F16", "BF16", "Q8_0", "F32")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,17 +58,20 @@ class Variant:
         return sum(file.size for file in self.files)
 
     @property
-    def memory(self) -> int:
-        """About what it takes once it is loaded, in bytes."""
-        return int(self.size * _MEMORY_FACTOR) + _MEMORY_FIXED
-
-    @property
     def label(self) -> str:
         """How a person tells it from the others."""
         return self.quantization or self.files[0].path
 
     def __str__(self) -> str:
         return f"{self.label} ({format_bytes(self.size)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether a model fits. words: how it would run, or what it lacks."""
+
+    fits: bool
+    words: str
 
 
 def list_variants(files: Iterable[RepoFile]) -> tuple[Variant, ...]:
@@ -104,15 +102,19 @@ def _quantization(path: str) -> str | None:
 
 
 def choose_variant(
-    repo: str, variants: Sequence[Variant], wanted: str | None, usable_memory: int, device: str
+    repo: str,
+    variants: Sequence[Variant],
+    wanted: str | None,
+    judge: Callable[[Variant], Fit],
+    device: str,
 ) -> tuple[Variant, str | None]:
     """The variant to fetch, and the reason in one line, if it was not the user who chose.
 
     repo: its name, for messages. variants: the best first.
     wanted: a quantisation, or the path of a file in the repository.
-    usable_memory: of the device, in bytes. device: what to call it.
+    judge: whether one fits into the device. device: what to call it.
 
-    With none wanted, it is the first whose files × 1.15 + 1 GiB fit into the memory.
+    With none wanted, it is the first that fits.
 
     Raises `ModelNotFound` (no such variant) and `DoesNotFit` (not even the smallest fits).
     """
@@ -122,21 +124,18 @@ def choose_variant(
         raise ModelNotFound(
             f"there is no GGUF model in {repo}", remedy="look for a repository …-GGUF of that model"
         )
-    fitting = [variant for variant in variants if variant.memory <= usable_memory]
-    memory = f"{format_bytes(usable_memory)} of {device}"
-    if not fitting:
-        smallest = min(variants, key=lambda variant: variant.size)
-        raise DoesNotFit(
-            f"no quantisation of {repo} fits into {memory}",
-            why=f"the smallest, {smallest}, needs about {format_bytes(smallest.memory)}",
-            remedy="take a smaller model, or fetch it all the same: "
-            f"rocllm pull hf:{repo}:{smallest.label}",
-        )
-    best = fitting[0]
-    if len(variants) == 1:
-        return best, f"taking {best}, the only one"
-    reason = f"taking {best}, the best of {len(variants)} that fits into {memory}"
-    return best, reason
+    which = "the only one, which" if len(variants) == 1 else f"the best of {len(variants)} that"
+    for variant in variants:
+        found = judge(variant)
+        if found.fits:
+            return variant, f"taking {variant}, {which} fits into {device} {found.words}"
+    smallest = min(variants, key=lambda variant: variant.size)
+    raise DoesNotFit(
+        f"no quantisation of {repo} fits into {device}",
+        why=f"the smallest, {smallest}, does not: {judge(smallest).words}",
+        remedy="take a smaller model, or fetch it all the same: "
+        f"rocllm pull hf:{repo}:{smallest.label}",
+    )
 
 
 def _wanted(repo: str, variants: Sequence[Variant], wanted: str) -> Variant:

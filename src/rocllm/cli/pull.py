@@ -6,6 +6,8 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +18,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rocllm import catalog
 from rocllm.cli._arguments import Device
 from rocllm.devices import choose_devices, discover_devices
-from rocllm.errors import ModelNotFound
-from rocllm.memory.available import read_memory
+from rocllm.errors import DoesNotFit, ModelNotFound
+from rocllm.gguf import ModelInfo
+from rocllm.memory import Memory, needed_in, plan_memory, read_memory
+from rocllm.options import LoadOptions
 from rocllm.units import format_bytes
 
 HELP = """Fetch a model.
@@ -32,6 +36,10 @@ or an address, https://host/model.gguf, kept in rocllm's data directory.
 The path goes to standard output, everything else to standard error. Interrupted, the same command
 goes on where it was.
 """
+
+# What a loaded model takes beside its file, roughly: for files of which nothing else is known.
+_MEMORY_FACTOR = 1.15
+_MEMORY_FIXED = 1 << 30
 
 _STAGES: dict[catalog.Stage, str] = {
     "wait": "Another process is fetching the model",
@@ -79,20 +87,52 @@ def _meant(model: str) -> str:
 
 def _pull_hub(name: str, wanted: Sequence[str]) -> Path:
     choice = choose_devices(discover_devices("/", os.environ), wanted)
-    memory = read_memory(choice.devices)
-    totals = [gpu.total or 0 for gpu in memory.gpus]
+    memory = _emptied(read_memory(choice.devices))
+    label = ", ".join(device.label for device in choice.devices) or "the host's memory"
     console = Console(stderr=True)
     with _progress(console) as progress:
         return catalog.pull_hub(
             name,
             os.environ,
-            usable_memory=sum(totals) or memory.host.total or 0,
-            device=", ".join(device.label for device in choice.devices) or "the host's memory",
+            judge=partial(judge_fit, memory),
+            device=f"{format_bytes(_total(memory))} of {label}",
             progress=progress,
             chosen=lambda reason: console.print(
                 reason, highlight=False, markup=False, soft_wrap=True
             ),
         )
+
+
+def judge_fit(memory: Memory, model: ModelInfo | None, file_size: int) -> catalog.Fit:
+    """Whether a model fits into `memory`: wholly on the GPUs, if there are any."""
+    if model is None:
+        needed = int(file_size * _MEMORY_FACTOR) + _MEMORY_FIXED
+        return catalog.Fit(
+            needed <= _total(memory),
+            f"by the size of its file: about {format_bytes(needed)} with a context",
+        )
+    options = LoadOptions(n_gpu_layers=-1 if memory.gpus else None)
+    try:
+        plan = plan_memory(model, memory, options)
+    except DoesNotFit as exc:
+        assert exc.plan is not None
+        places = range(len(memory.gpus)) if memory.gpus else (None,)
+        needed = sum(needed_in(exc.plan.parts, place) for place in places)
+        return catalog.Fit(
+            False,
+            f"{format_bytes(needed)} needed with a context of {exc.plan.ctx_size} tokens",
+        )
+    return catalog.Fit(True, f"with a context of {plan.ctx_size} tokens")
+
+
+def _emptied(memory: Memory) -> Memory:
+    """The same with nothing in use: what runs now need not run when the model does."""
+    gpus = tuple(replace(gpu, free=gpu.total) for gpu in memory.gpus)
+    return Memory(gpus, replace(memory.host, free=memory.host.total))
+
+
+def _total(memory: Memory) -> int:
+    return sum(gpu.total or 0 for gpu in memory.gpus) or memory.host.total or 0
 
 
 def pull_demo() -> Path:

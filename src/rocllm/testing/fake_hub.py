@@ -62,7 +62,8 @@ class FakeHub:
     repos: content by path in the repository, by repository. files: content by path below `/files/`.
 
     `url` is what to put into `HF_ENDPOINT`; content comes from another origin, as on the real Hub.
-    `requests` are all that came in; `stalled` is set while the server keeps silent.
+    `requests` are all that came in; `sent` counts bytes of content; `stalled` is set while the
+    server keeps silent.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class FakeHub:
         self.files = dict(files or {})
         self.switches = Misbehaviour()
         self.requests: list[SeenRequest] = []
+        self.sent = 0
         self.stalled = threading.Event()
         self._released = threading.Event()
         self._lock = threading.Lock()
@@ -259,6 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             for chunk in self._chunks(content[start:]):
                 self.wfile.write(chunk)
+                self.hub.sent += len(chunk)
 
     def _start(self, tag: str) -> int:
         wanted = self.headers.get("Range", "")
