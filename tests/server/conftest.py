@@ -18,9 +18,11 @@ DEADLINE = 20.0
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
+def run_dir(tmp_path: Path) -> Iterator[RunDir]:
     """The private directory of one child."""
-    return RunDir.create({"XDG_RUNTIME_DIR": str(tmp_path)})
+    made = RunDir.create({"XDG_RUNTIME_DIR": str(tmp_path)})
+    yield made
+    made.remove()
 
 
 @pytest.fixture

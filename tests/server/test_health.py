@@ -81,15 +81,41 @@ def test_loading_and_ready_over_a_unix_socket(
     eventually(lambda: check_health(endpoint) == "ready")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_over_tcp(
-    fake: Fake, started: Started, free_port: int, eventually: Eventually, host: str
+    fake: Fake, started: Started, free_port: int, eventually: Eventually, host: str, wrapped: bool
 ) -> None:
-    """A server on every address is asked on the loopback one."""
-    program = fake().argv[0]
-    argv = (program, "--host", host, "--port", str(free_port))
-    started(LaunchCommand(argv, dict(os.environ)))
-    eventually(lambda: check_health(Endpoint.tcp(host, free_port)) == "ready")
+    """A server on every address is asked on the loopback one; it may be behind a wrapper."""
+    argv = (fake().argv[0], "--host", host, "--port", str(free_port))
+    if wrapped:
+        argv = ("/bin/sh", "-c", '"$@" & wait', "sh", *argv)
+    child = started(LaunchCommand(argv, dict(os.environ)))
+    endpoint = Endpoint.tcp(host, free_port)
+    eventually(lambda: check_health(endpoint, group=child.pid) == "ready")
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_stranger_on_the_port(
+    shell: Callable[[str], LaunchCommand], started: Started, family: socket.AddressFamily
+) -> None:
+    """Whoever else answers there is not taken for our server."""
+    child = started(shell("exec sleep 1000"))
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with socket.create_server((host, 0), family=family) as server:
+        endpoint = Endpoint.tcp(host, server.getsockname()[1])
+
+        def answer() -> None:
+            for _ in range(2):
+                with server.accept()[0] as connection:
+                    connection.recv(1000)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        stranger = threading.Thread(target=answer)
+        stranger.start()
+        assert check_health(endpoint) == "ready"
+        assert check_health(endpoint, group=child.pid) == "unreachable"
+        stranger.join(10)
 
 
 def test_one_that_accepts_and_is_silent(tmp_path: Path) -> None:

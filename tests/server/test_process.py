@@ -18,7 +18,7 @@ import pytest
 
 from rocllm.endpoint import Endpoint
 from rocllm.errors import StartFailed
-from rocllm.server import LaunchCommand, ServerProcess, process
+from rocllm.server import LaunchCommand, ServerProcess, _spawn
 
 Eventually = Callable[[Callable[[], Any]], Any]
 Fake = Callable[..., LaunchCommand]
@@ -228,7 +228,7 @@ def test_a_helper_that_cannot_be_executed(
     shell: Shell, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only then is it the system's error."""
-    monkeypatch.setattr(process, "_parent_death_helper", lambda: ("/nonexistent/setpriv",))
+    monkeypatch.setattr(_spawn, "_helper", lambda: ("/nonexistent/sh",))
     with pytest.raises(StartFailed, match="cannot run '/bin/sh': No such file or directory"):
         started(shell("exit 0"))
 
@@ -286,46 +286,82 @@ def test_twenty_cycles_leave_nothing(shell: Shell, lives: Lives) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-PARENT = """
-import os, sys, time
-from rocllm.server import LaunchCommand, ServerProcess, process
-if {python_helper}:
-    process.shutil.which = lambda *_, **__: None
-child = ServerProcess(LaunchCommand(("/bin/sleep", "1000"), dict(os.environ)))
-child.start()
-while open(f"/proc/{{child.pid}}/comm").read() != "sleep\\n":
-    time.sleep(0.005)
-print(child.pid, flush=True)
-{end}
-time.sleep(1000)
-"""
-
-
-@pytest.mark.parametrize("python_helper", [False, True], ids=["setpriv", "python"])
-@pytest.mark.parametrize("end", ["", "os._exit(1)", "sys.exit()", "os.abort()"])
-def test_the_child_dies_with_its_parent(
-    end: str, python_helper: bool, eventually: Eventually, lives: Lives
-) -> None:
-    """However the parent ends, and by whichever helper the signal was asked for."""
-    code = PARENT.format(end=end, python_helper=python_helper)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as parent:
-        try:
-            assert parent.stdout is not None
-            pid = int(parent.stdout.readline())
-            if not end:
-                assert lives(pid)
-        finally:
-            if not end:
-                parent.kill()
-            parent.wait(DEADLINE)
-    eventually(lambda: not lives(pid))
-
-
 def test_without_setpriv(shell: Shell, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own helper starts the same program with the same number."""
-    monkeypatch.setattr(process.shutil, "which", lambda *_, **__: None)
-    child = started(shell("echo $$; exit 6"))
+    """Our own helper starts the same program with the same number, without input."""
+    monkeypatch.setattr(_spawn.shutil, "which", lambda *_, **__: None)
+    child = started(shell("echo $$; cat; exit 6"))
     assert child.wait(DEADLINE) == 6
     assert child.output == (str(child.pid),)
+    missing = started(LaunchCommand(("/nonexistent/llama-server",), dict(os.environ)))
+    assert missing.wait(DEADLINE) == 127
+    why = "failed to execute /nonexistent/llama-server: No such file or directory"
+    assert missing.output == (why,)
+
+
+def test_a_callback_that_raises(
+    shell: Shell, started: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once, and the child is drained and reaped all the same."""
+
+    def fail(line: str) -> None:
+        raise KeyError(line)
+
+    flood = "for i in 1 2 3 4 5 6 7 8; do head -c 60000 /dev/zero | tr '\\0' x; echo; done; exit 3"
+    child = started(shell(flood), on_line=fail, on_exit=lambda: fail("at the end"))
+    assert child.wait(DEADLINE) == 3
+    assert child.stop() == 3
+    assert len(child.output) == 8
+    assert [str(one.exc_info[1])[:11] for one in caplog.records if one.exc_info] == [
+        "'xxxxxxxxxx",
+        "'at the end",
+    ]
+
+
+def test_no_more_threads(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a failed start as any other."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    child = ServerProcess(shell("exec sleep 1000"))
+    with pytest.raises(StartFailed, match="can't start new thread"):
+        child.start()
+    assert child.stop() == 0
+
+
+def test_no_more_descriptors() -> None:
+    """At whichever of them it fails: no process and no descriptor is left."""
+    code = (
+        "import os, resource\n"
+        "from rocllm.errors import StartFailed\n"
+        "from rocllm.server import LaunchCommand, ServerProcess\n"
+        "count = lambda: len(os.listdir('/proc/self/fd'))\n"
+        "before, hard = count(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "for more in range(20):\n"
+        "    child = ServerProcess(LaunchCommand(('/bin/sleep', '1000'), dict(os.environ)))\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))\n"
+        "    try:\n"
+        "        child.start()\n"
+        "    except StartFailed as exc:\n"
+        "        print('Too many open files' in str(exc))\n"
+        "    else:\n"
+        "        print(child.stop())\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n"
+        "    assert count() == before, more\n"
+        "try:\n"
+        "    print(os.waitpid(-1, os.WNOHANG))\n"
+        "except ChildProcessError:\n"
+        "    print('no child')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    *starts, children = done.stdout.split("\n")[:-1]
+    assert set(starts) == {"True", str(-signal.SIGTERM)}
+    assert children == "no child"
+    assert done.stderr == ""

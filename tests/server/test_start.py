@@ -158,6 +158,35 @@ def test_a_port_in_use(start: Start, fake: Fake, tmp_path: Path) -> None:
             start(tcp, endpoint=Endpoint.tcp("127.0.0.1", port))
 
 
+def test_a_stranger_who_answers_in_place_of_the_child(start: Start, fake: Fake) -> None:
+    """He has taken the port before the child could: he is not taken for it."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection = stranger.accept()[0]
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        port = stranger.getsockname()[1]
+        command = fake()
+        tcp = LaunchCommand(
+            (command.argv[0], "--host", "127.0.0.1", "--port", str(port)), command.environ
+        )
+        try:
+            with pytest.raises(AddressInUse, match=f"127.0.0.1 port {port}"):
+                start(tcp, endpoint=Endpoint.tcp("127.0.0.1", port))
+        finally:
+            stranger.shutdown(socket.SHUT_RDWR)
+            answering.join(PATIENCE)
+
+
 def test_cancelling(start: Start, fake: Fake, spawned: list[int], lives: Lives) -> None:
     """Another thread sets the event, and the child is gone when start_server has raised."""
     cancel = threading.Event()

@@ -3,7 +3,7 @@
 One thread belongs to each child. It starts the child, reads its output to the end and reaps it, and
 it lives exactly as long as the child. Both halves of that are on purpose:
 
-* The kernel delivers the parent-death signal when the *thread* that forked ends (prctl(2)), so a
+* The parent-death signal comes with the end of the *thread* that forked (`server/_spawn.py`), so a
   child must not be started by a thread that may go away before it, such as a worker of a pool.
 * llama-server hangs, and then ignores SIGTERM, when nobody empties its output pipe.
 
@@ -15,19 +15,18 @@ llama-server at once; (4) after `KILL_GRACE` SIGKILL to the whole group; (5) wai
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import selectors
-import shutil
+import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from rocllm.errors import StartFailed
+from rocllm.server._spawn import Spawned, spawn
 from rocllm.server.command import LaunchCommand
 
 # Seconds from the first to the second SIGTERM: time for the decode under way to end.
@@ -44,12 +43,15 @@ _KEPT_LINES = 200
 _LONGEST_LINE = 4096
 _CHUNK = 1 << 16
 
+_log = logging.getLogger(__name__)
+
 
 class ServerProcess:
     """A child process with its output drained and its end observed.
 
     Thread-safe. `on_line` is called with every line of output, `on_exit` with nothing when the
-    child is reaped, both from the child's own thread; they must not block and not raise.
+    child is reaped, both from the child's own thread; they must not block, nor call `stop`. One
+    that raises is logged, and not called again.
 
     >>> process = ServerProcess(command)        # doctest: +SKIP
     >>> process.start()                         # doctest: +SKIP
@@ -68,7 +70,7 @@ class ServerProcess:
         self._on_exit = on_exit
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._popen: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | ValueError | None = None
+        self._start_error: Exception | None = None
         self._spawned = threading.Event()
         self._exited = threading.Event()
         self._owner = os.getpid()
@@ -93,16 +95,14 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the child. Raises `StartFailed` if the system cannot execute it."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as exc:  # no more threads
+            raise self._cannot_run(exc) from exc
         self._spawned.wait()
-        error = self._start_error
-        if error is not None:
+        if self._start_error is not None:
             self._thread.join()
-            raise StartFailed(
-                f"cannot run {self.command.argv[0]!r}: {getattr(error, 'strerror', error)}",
-                why="the system refused to execute it",
-                argv=self.command.argv,
-            ) from error
+            raise self._cannot_run(self._start_error) from self._start_error
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end, at most `timeout` seconds; the exit status, `None` if it still runs."""
@@ -140,6 +140,13 @@ class ServerProcess:
         """End it at once with all that it started, without waiting; `stop` is still to follow."""
         self._signal(signal.SIGKILL)
 
+    def _cannot_run(self, error: Exception) -> StartFailed:
+        return StartFailed(
+            f"cannot run {self.command.argv[0]!r}: {getattr(error, 'strerror', None) or error}",
+            why="the system refused to execute it",
+            argv=self.command.argv,
+        )
+
     def _climb(self, term_grace: float, kill_grace: float) -> None:
         for number, grace in (
             (signal.SIGTERM, term_grace),
@@ -164,28 +171,23 @@ class ServerProcess:
 
     def _run(self) -> None:
         try:
-            self._popen = subprocess.Popen(
-                (*_parent_death_helper(), *self.command.argv),
-                env=dict(self.command.environ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                cwd="/",
-                umask=0o077,
-                process_group=0,
-            )
-        except (OSError, ValueError) as exc:  # ValueError: a NUL in an argument
+            child = spawn(self.command.argv, self.command.environ)
+            self._popen = child.popen
+        except (OSError, MemoryError, ValueError, RuntimeError) as exc:
+            # A NUL in an argument is a ValueError; RuntimeError: the interpreter is shutting down.
             self._start_error = exc
             return
         finally:
             self._spawned.set()
         try:
-            self._drain(self._popen)
+            self._drain(child)
         finally:
-            self._reap(self._popen)
+            # The pipe is closed by now, so the child cannot hang for want of a reader.
+            os.close(child.exit_fd)
+            self._reap(child.popen)
+            child.leash.close()
             if self._on_exit is not None:
-                self._on_exit()
+                self._call(self._on_exit)
 
     def _reap(self, popen: subprocess.Popen[bytes]) -> None:
         # Raises ChildProcessError when the program reaps children that are not its own: SIGCHLD is
@@ -203,29 +205,26 @@ class ServerProcess:
         popen.wait()
         self._exited.set()
 
-    def _drain(self, popen: subprocess.Popen[bytes]) -> None:
+    def _drain(self, child: Spawned) -> None:
         """Read to the end of the output, or until `DRAIN_GRACE` after the child is gone."""
-        assert popen.stdout is not None
+        assert child.popen.stdout is not None
         rest = b""
         deadline: float | None = None
-        exit_fd = os.pidfd_open(popen.pid)
-        with popen.stdout as pipe, selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            selector.register(exit_fd, selectors.EVENT_READ)
-            while True:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                files = {key.fd for key, _ in selector.select(left)}
-                if exit_fd in files:
-                    selector.unregister(exit_fd)
+        poller = select.poll()
+        poller.register(child.exit_fd, select.POLLIN)
+        with child.popen.stdout as pipe:
+            poller.register(pipe, select.POLLIN)
+            while deadline is None or time.monotonic() < deadline:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                files = {fd for fd, _ in poller.poll(None if left is None else 1000 * left)}
+                if child.exit_fd in files:
+                    poller.unregister(child.exit_fd)
                     deadline = time.monotonic() + DRAIN_GRACE
                 if pipe.fileno() in files:
                     chunk = os.read(pipe.fileno(), _CHUNK)
                     if not chunk:
                         break
                     rest = self._take(rest + chunk)
-        os.close(exit_fd)
         if rest:
             self._take(rest + b"\n")
 
@@ -234,20 +233,15 @@ class ServerProcess:
         for raw in lines:
             line = raw[:_LONGEST_LINE].decode("utf-8", "replace")
             self._lines.append(line)
-            if self._on_line is not None:
-                self._on_line(line)
+            if self._on_line is not None and not self._call(self._on_line, line):
+                self._on_line = None
         return rest[-_LONGEST_LINE:]
 
-
-def _parent_death_helper() -> tuple[str, ...]:
-    """A prefix to the command that has the kernel kill the child when its parent dies.
-
-    It sets the signal and executes the rest, which keeps it. `preexec_fn` would do the same and can
-    deadlock in a program with threads. setpriv (util-linux 2.33) takes a millisecond, a Python of
-    our own a good deal more; both are there for the same reason.
-    """
-    setpriv = shutil.which("setpriv", path="/usr/bin:/bin:/usr/local/bin")
-    if setpriv is not None:
-        return (setpriv, "--pdeathsig", "KILL", "--")
-    helper = Path(__file__).with_name("_parent_death.py")
-    return (sys.executable, "-I", "-S", str(helper))
+    def _call(self, callback: Callable[..., None], *arguments: str) -> bool:
+        """Whether it went well. A fault of the caller's must not leave the child unattended."""
+        try:
+            callback(*arguments)
+        except Exception:  # noqa: BLE001  whatever it is
+            _log.exception("a callback of the child %s has raised", self.pid)
+            return False
+        return True

@@ -1,0 +1,96 @@
+"""Start a child that does not outlive this program, and neither does what it starts in its turn.
+
+Two nets, both the kernel's own, so that nothing of ours has to be alive for them to work:
+
+* The leash, a pipe of which this program holds the only end that writes, and never writes. The
+  child has the other end, which is set to send SIGKILL to the child's process group as soon as the
+  writer is gone, however that came about (F_SETOWN, F_SETSIG and O_ASYNC, fcntl(2)).
+* The parent-death signal (prctl(2)). It reaches the child alone, but also when a copy of this
+  program that Python knows nothing of, a fork by a library written in C, keeps the leash. It comes
+  when the *thread* ends that forked, so that thread must live as long as the child.
+
+None of this comes too late. What is started is a helper that waits at a gate; it becomes the child
+when the leash is on, and ends when the gate goes away instead. `preexec_fn` would do without a
+helper, and can deadlock in a program with threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rocllm.server._forks import not_for_forks
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A child: exit_fd becomes readable when it ends; closing the leash kills its group."""
+
+    popen: subprocess.Popen[bytes]
+    exit_fd: int
+    leash: io.FileIO
+
+
+def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
+    """Start a child in a process group of its own, its output in one pipe, without input.
+
+    Raises `OSError`, and `ValueError` for an argument with a NUL; no process is left then.
+    """
+    with contextlib.ExitStack() as passing, contextlib.ExitStack() as undo:
+        hold, leash = _pipe(passing, undo)
+        wait, gate = _pipe(passing, passing)
+        popen = undo.enter_context(
+            subprocess.Popen(
+                (*_helper(), *argv),
+                env=dict(environ),
+                stdin=wait,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(hold.fileno(),),
+                bufsize=0,
+                cwd="/",
+                umask=0o077,
+                process_group=0,
+            )
+        )
+        undo.callback(popen.kill)
+        exit_fd = os.pidfd_open(popen.pid)
+        undo.callback(os.close, exit_fd)
+        fcntl.fcntl(hold, fcntl.F_SETOWN, -popen.pid)
+        fcntl.fcntl(hold, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(hold, fcntl.F_SETFL, os.O_ASYNC)
+        gate.write(b"\n")
+        undo.pop_all()
+    return Spawned(popen, exit_fd, leash)
+
+
+def _pipe(
+    reader_in: contextlib.ExitStack, writer_in: contextlib.ExitStack
+) -> tuple[io.FileIO, io.FileIO]:
+    reader, writer = os.pipe()
+    return (
+        reader_in.enter_context(io.FileIO(reader, "r")),
+        writer_in.enter_context(not_for_forks(io.FileIO(writer, "w"))),
+    )
+
+
+def _helper() -> tuple[str, ...]:
+    """What stands before the command: waits at the gate, asks for the signal, and executes it.
+
+    A shell and setpriv (util-linux 2.33) take two milliseconds together, a Python of our own ten.
+    """
+    setpriv = shutil.which("setpriv", path="/usr/bin:/bin:/usr/local/bin")
+    # BusyBox has one that does not know the signal.
+    if setpriv is None or os.path.basename(os.path.realpath(setpriv)) == "busybox":
+        return (sys.executable, "-I", "-S", str(Path(__file__).with_name("_parent_death.py")))
+    script = 'read -r _ && exec "$@" </dev/null'
+    return ("/bin/sh", "-c", script, "sh", setpriv, "--pdeathsig", "KILL", "--")
