@@ -12,11 +12,12 @@ comma := ,
 export PIP_USER := 0
 export PROMPT
 
-.PHONY: help demo test check bench bench-planner native clean
+.PHONY: help demo test chaos check bench bench-planner native clean
 
 help:
 	@echo "make demo    fetch a small model and print its answer"
 	@echo "make test    run all tests"
+	@echo "make chaos   16 callers, and a server that is killed 200 times"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   run the benchmarks"
 	@echo "make native  build a llama-server from source (12 minutes on two cores)"
@@ -28,6 +29,10 @@ demo: $(VENV)/.has-embedded
 test: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
 	$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
+
+chaos: $(VENV)/.has-embedded-dev
+	$(RUN) rocllm pull demo
+	$(VENV)/bin/python scripts/chaos.py $(ARGS)
 
 check: $(VENV)/.has-embedded-dev
 	$(RUN) ruff check

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rocllm.endpoint import Endpoint
     from rocllm.errors import RocllmError, RocllmWarning
     from rocllm.gguf import ModelInfo, read_gguf
-    from rocllm.options import LoadOptions, SamplingOptions
+    from rocllm.options import LoadOptions, RestartPolicy, SamplingOptions
     from rocllm.results import Completion, Message, Timings, Token, Usage
+    from rocllm.server import Transition
     from rocllm.text import AsyncTextModel, TextModel, load_model, load_model_async
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "LoadedInfo",
     "Message",
     "ModelInfo",
+    "RestartPolicy",
     "RocllmError",
     "RocllmWarning",
     "SamplingOptions",
@@ -44,6 +46,7 @@ __all__ = [
     "Timings",
     "Token",
     "TokenStream",
+    "Transition",
     "Usage",
     "VramInfo",
     "discover_devices",
@@ -65,6 +68,7 @@ _HOME = {
     "LoadedInfo": "backends",
     "Message": "results",
     "ModelInfo": "gguf",
+    "RestartPolicy": "options",
     "RocllmError": "errors",
     "RocllmWarning": "errors",
     "SamplingOptions": "options",
@@ -72,6 +76,7 @@ _HOME = {
     "Timings": "results",
     "Token": "results",
     "TokenStream": "client",
+    "Transition": "server",
     "Usage": "results",
     "VramInfo": "devices",
     "discover_devices": "devices",
