@@ -1,7 +1,8 @@
 """The command line: `rocllm COMMAND …`. The only package that prints and exits.
 
 Exit codes: 0 done; 1 something unexpected; 2 wrong usage or option; 3 the model file; 4 the GPUs;
-5 the server did not start, or died; 6 a request failed; 130 Ctrl-C; 143 SIGTERM.
+5 the server did not start, or died; 6 a request failed; 7 a measurement is worse than allowed;
+130 Ctrl-C; 143 SIGTERM.
 
 A command is imported when it is used, so that `rocllm --help` is quick.
 """
@@ -32,6 +33,8 @@ COMMANDS = {
     "models": "List the models on this machine.",
     "plan": "Show where every byte of a model would go, and which context fits.",
     "pull": "Fetch a model.",
+    "bench": "Measure models, and compare measurements.",
+    "top": "Show the GPUs and the running models, live.",
 }
 
 EXIT_CODES: tuple[tuple[type[errors.RocllmError], int], ...] = (
