@@ -1,7 +1,8 @@
-"""`rocllm show --template`, and templates through the real server."""
+"""`rocllm show --template`, and templates of real models through the real server."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 import rocllm
 from rocllm.cli import app
+from rocllm.errors import RequestError
 from rocllm.testing.gguf_writer import write_gguf
 from rocllm.testing.tiny_models import tiny_llama
 
@@ -25,30 +27,18 @@ CHATML = (
     "<|im_start|>user\nExplain gravity.<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-# In the manner of Gemma 3: no system role, the model is called "model", turns are trimmed.
-TURNS = (
-    "{% for message in messages %}"
-    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-    "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
-)
-# In the manner of Llama 3: headers, a blank line, an end-of-turn mark.
-HEADERS = (
-    "{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_model(path: Path, **more: str) -> Path:
-    """A small model with random weights, and `more` metadata (`__` for a dot)."""
+def write_model(path: Path, template: str | None = None, bos: str = "<s>") -> Path:
+    """A small model with random weights, and a template."""
     metadata, tensors = tiny_llama()
-    extra = {key.replace("__", "."): value for key, value in more.items()}
-    return write_gguf(path, {**metadata, **extra}, tensors, data="random")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    metadata["tokenizer.ggml.tokens"] = [tokens[0], bos, *tokens[2:]]
+    if template is not None:
+        metadata["tokenizer.chat_template"] = template
+    return write_gguf(path, metadata, tensors, data="random")
 
 
 def show(*arguments: str) -> str:
@@ -74,38 +64,58 @@ def test_a_model_without_a_template(tmp_path: Path, demo_model: Path) -> None:
     assert "<|im_start|>user\nHello!<|im_end|>" in shown
 
 
+# Written by hand after the families' descriptions of their formats. Gemma has no system role: the
+# text goes before that of the first user (ai.google.dev/gemma/docs/core/prompt-structure). Qwen's
+# is ChatML (qwen.readthedocs.io). Llama's has headers, a blank line and an end-of-turn mark, and a
+# system message with dates (llama.com/docs/model-cards-and-prompt-formats/llama3_1). The first
+# token (`<bos>`, `<|begin_of_text|>`) is not shown: the server adds it to the tokens.
+GEMMA = (
+    "<start_of_turn>user\nBe brief.\n\nHello!<end_of_turn>\n"
+    "<start_of_turn>model\nHi!<end_of_turn>\n"
+    "<start_of_turn>user\nExplain gravity.<end_of_turn>\n"
+    "<start_of_turn>model\n"
+)
+LLAMA = (
+    "<|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\nToday Date: {today}\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHello!<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nHi!<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nExplain gravity.<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
 @pytest.mark.parametrize(
-    ("template", "expected"),
+    ("family", "bos", "expected"),
     [
-        (
-            TURNS,
-            (
-                "<start_of_turn>system\nBe brief.<end_of_turn>\n"
-                "<start_of_turn>user\nHello!<end_of_turn>\n"
-                "<start_of_turn>model\nHi!<end_of_turn>\n"
-                "<start_of_turn>user\nExplain gravity.<end_of_turn>\n"
-                "<start_of_turn>model\n"
-            ),
-        ),
-        (
-            HEADERS,
-            (
-                "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-                "<|start_header_id|>user<|end_header_id|>\n\nHello!<|eot_id|>"
-                "<|start_header_id|>assistant<|end_header_id|>\n\nHi!<|eot_id|>"
-                "<|start_header_id|>user<|end_header_id|>\n\nExplain gravity.<|eot_id|>"
-                "<|start_header_id|>assistant<|end_header_id|>\n\n"
-            ),
-        ),
+        ("gemma3", "<bos>", GEMMA),
+        ("qwen3", "<|endoftext|>", CHATML),
+        ("llama3", "<|begin_of_text|>", LLAMA),
     ],
 )
-def test_the_models_own_template_is_used(
-    tmp_path: Path, demo_model: Path, template: str, expected: str
+def test_the_templates_of_the_main_families(
+    tmp_path: Path, family: str, bos: str, expected: str
 ) -> None:
-    """The server renders what the file says, in the manner of the main families."""
-    path = write_model(tmp_path / "model.gguf", tokenizer__chat_template=template)
-    with rocllm.load_model(path) as model:
-        assert model.apply_template(TALK) == expected
+    """The server makes of them what their makers describe."""
+    template = (TEMPLATES / f"{family}.jinja").read_text()
+    path = write_model(tmp_path / "model.gguf", template, bos)
+    before = time.strftime("%d %b %Y")
+    with rocllm.load_model(path, device="cpu", threads=1) as model:
+        rendered = model.apply_template(TALK)
+    dates = (before, time.strftime("%d %b %Y"))  # midnight may have passed
+    assert rendered in [expected.format(today=today) for today in dates]
+
+
+def test_a_templates_own_refusal(tmp_path: Path) -> None:
+    """Gemma's wants user and model to take turns: that is said, and nothing else is sent."""
+    template = (TEMPLATES / "gemma3.jinja").read_text()
+    path = write_model(tmp_path / "model.gguf", template, "<bos>")
+    twice = [rocllm.Message("user", "Hello!"), rocllm.Message("user", "Hello?")]
+    with (
+        rocllm.load_model(path, device="cpu", threads=1) as model,
+        pytest.raises(RequestError, match="roles must alternate"),
+    ):
+        model.apply_template(twice)
 
 
 def test_the_demo_models_template(demo_model: Path) -> None:
