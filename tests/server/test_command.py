@@ -150,8 +150,14 @@ def test_threads_only_when_asked_for() -> None:
     assert value_of("--threads", build(threads=3)) == "3"
 
 
+def test_the_key_is_not_shown() -> None:
+    """A command ends up in logs and tracebacks."""
+    command = build(endpoint=Endpoint.tcp("127.0.0.1", 8123, api_key="secret-key"))
+    assert "secret-key" not in repr(command)
+
+
 def test_the_environment_is_scrubbed() -> None:
-    """What would change the server silently is gone, the rest stays, and the given one is whole."""
+    """What it needs stays, the rest is gone, and the given one is whole."""
     environ = {
         "PATH": "/usr/bin",
         "HOME": "/home/u",

@@ -27,17 +27,48 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from rocllm.server._forks import not_for_forks
 
 
+class Leash:
+    """Kills a process group when it is closed, or when this program ends."""
+
+    def __init__(self) -> None:
+        self._child_end, self._our_end = _pipe()
+
+    @property
+    def fd(self) -> int:
+        """What a process of the group must be given, and must keep."""
+        return self._child_end.fileno()
+
+    def tie(self, group: int) -> None:
+        """From now on it holds."""
+        fcntl.fcntl(self._child_end, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(self._child_end, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(self._child_end, fcntl.F_SETFL, os.O_ASYNC)
+        self._child_end.close()
+
+    def close(self) -> None:
+        """Let go: what is left of the group is killed. Idempotent."""
+        self._child_end.close()
+        self._our_end.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A child: exit_fd becomes readable when it ends; closing the leash kills its group."""
+    """A child on its leash; exit_fd becomes readable when it ends."""
 
     popen: subprocess.Popen[bytes]
     exit_fd: int
-    leash: io.FileIO
+    leash: Leash
 
 
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
@@ -45,9 +76,9 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
 
     Raises `OSError`, and `ValueError` for an argument with a NUL; no process is left then.
     """
-    with contextlib.ExitStack() as passing, contextlib.ExitStack() as undo:
-        hold, leash = _pipe(passing, undo)
-        wait, gate = _pipe(passing, passing)
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as passing:
+        leash = undo.enter_context(Leash())
+        wait, gate = map(passing.enter_context, _pipe())
         popen = undo.enter_context(
             subprocess.Popen(
                 (*_helper(), *argv),
@@ -55,7 +86,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
                 stdin=wait,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(hold.fileno(),),
+                pass_fds=(leash.fd,),
                 bufsize=0,
                 cwd="/",
                 umask=0o077,
@@ -65,22 +96,15 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
         undo.callback(popen.kill)
         exit_fd = os.pidfd_open(popen.pid)
         undo.callback(os.close, exit_fd)
-        fcntl.fcntl(hold, fcntl.F_SETOWN, -popen.pid)
-        fcntl.fcntl(hold, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(hold, fcntl.F_SETFL, os.O_ASYNC)
+        leash.tie(popen.pid)
         gate.write(b"\n")
         undo.pop_all()
     return Spawned(popen, exit_fd, leash)
 
 
-def _pipe(
-    reader_in: contextlib.ExitStack, writer_in: contextlib.ExitStack
-) -> tuple[io.FileIO, io.FileIO]:
+def _pipe() -> tuple[io.FileIO, io.FileIO]:
     reader, writer = os.pipe()
-    return (
-        reader_in.enter_context(io.FileIO(reader, "r")),
-        writer_in.enter_context(not_for_forks(io.FileIO(writer, "w"))),
-    )
+    return io.FileIO(reader, "r"), not_for_forks(io.FileIO(writer, "w"))
 
 
 def _helper() -> tuple[str, ...]:

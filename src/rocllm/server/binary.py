@@ -24,21 +24,14 @@ from typing import Literal
 
 from rocllm import __version__, env
 from rocllm.errors import BinaryNotFound, StartFailed
+from rocllm.server._spawn import Leash
 from rocllm.server.diagnose import explain_exit
+from rocllm.server.environment import scrub_environment
 from rocllm.server.help_text import parse_help
 
 EMBEDDED = "embedded"
 # Time for one question. A HIP build initialises the driver before it answers, which takes seconds.
 ASK_TIMEOUT = 30.0
-
-# What changes llama-server behind our back: these variables, and the configuration file below
-# XDG_CONFIG_HOME. A wrong value there even makes it refuse to answer `--help`.
-_SCRUBBED_PREFIX = "LLAMA_"
-_SCRUBBED = frozenset({"HF_TOKEN", "MTMD_BACKEND_DEVICE"})
-# A diagnosis reads what is said at the end. In the user's language it would not understand it; and
-# a llama.cpp that gives up starts gdb for a backtrace, which takes seconds, and whose hundreds of
-# lines push the reason out of the last ones that are kept (ggml_print_backtrace, ggml/src/ggml.c).
-_PLAIN_WORDS = {"LC_MESSAGES": "C", "GGML_NO_BACKTRACE": "1"}
 
 # Both forms are real: "version: 10360 (90e6a9131)" up to about b10470 (August 2026), and
 # "version: 0.6.0-dev (build 0, commit unknown)" since.
@@ -111,22 +104,6 @@ def find_server(option: str | os.PathLike[str] | None, environ: Mapping[str, str
         remedy="pip install 'rocllm[embedded]', or install llama.cpp and set "
         f"{env.LLAMA_SERVER_PATH} to its llama-server",
     )
-
-
-def scrub_environment(environ: Mapping[str, str], config_home: str) -> dict[str, str]:
-    """`environ` without what would change a llama-server silently, or what it says when it ends.
-
-    config_home: a path with no configuration in it.
-    """
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(_SCRUBBED_PREFIX) and name not in _SCRUBBED
-    }
-    everything = kept.pop("LC_ALL", None)
-    if everything:
-        kept["LC_CTYPE"] = everything
-    return {**kept, **_PLAIN_WORDS, "XDG_CONFIG_HOME": config_home}
 
 
 def embedded_installed() -> bool:
@@ -268,17 +245,22 @@ def _ask(
 
 
 def _run(argv: tuple[str, ...], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    with subprocess.Popen(
-        argv,
-        env=scrub_environment(environ, os.devnull),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        process_group=0,
-    ) as process:
+    with (
+        Leash() as leash,
+        subprocess.Popen(
+            argv,
+            env=scrub_environment(environ, os.devnull),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(leash.fd,),
+            text=True,
+            errors="replace",
+            process_group=0,
+        ) as process,
+    ):
         try:
+            leash.tie(process.pid)
             stdout, stderr = process.communicate(timeout=ASK_TIMEOUT)
         except BaseException:
             # The group, because a wrapper script would leave the real program behind.

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rocllm.endpoint import Endpoint
 from rocllm.errors import StartFailed
-from rocllm.server.binary import ServerBinary, scrub_environment
+from rocllm.server.binary import ServerBinary
+from rocllm.server.environment import scrub_environment
 
 if TYPE_CHECKING:  # the embedded server imports this package, and needs no planner
     from rocllm.memory import Settings
@@ -32,7 +33,7 @@ class LaunchCommand:
     """What to execute: the whole argument vector and the whole environment."""
 
     argv: tuple[str, ...]
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)  # the key is in there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,7 @@ def padded_ctx(ctx_size: int) -> int:
 def child_environment(
     environ: Mapping[str, str], endpoint: Endpoint, config_home: Path
 ) -> dict[str, str]:
-    """`environ` without what would change the server silently, with the key it must ask for."""
+    """What a server needs of `environ`, with the key that it must ask for."""
     child = scrub_environment(environ, str(config_home))
     if endpoint.api_key is not None:
         child["LLAMA_API_KEY"] = endpoint.api_key  # the argument vector is public in /proc
