@@ -35,6 +35,7 @@ _LAZY = {"rocllm", "rocllm.cli"}
 _THIRD_PARTY = {
     "httpx2": "catalog",  # what huggingface_hub raises when there is no network
     "huggingface_hub": "catalog",
+    "matplotlib": "bench",
     "rich": "cli",
     "typer": "cli",
     "xllamacpp": "server",

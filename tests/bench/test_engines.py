@@ -1,0 +1,54 @@
+"""Which engines are measured against each other."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rocllm import env
+from rocllm.bench import Engine, find_engines
+from rocllm.errors import BinaryNotFound, OptionsError
+from rocllm.testing.fake_llama_server import write_fake_llama_server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> str:
+    """A llama-server that answers."""
+    return str(write_fake_llama_server(tmp_path / "llama-server"))
+
+
+def test_engines_by_name(server: str) -> None:
+    """`native` is the server of the environment; others are given by path, with a name or not."""
+    environ = {**os.environ, env.LLAMA_SERVER_PATH: server}
+    found = find_engines(["native", f"vulkan={server}", server, "embedded"], environ)
+    assert found == (
+        Engine("native", server),
+        Engine("vulkan", server),
+        Engine(server, server),
+        Engine("embedded", "embedded"),
+    )
+    assert find_engines([], environ) == (Engine("native", server),)
+
+
+def test_one_that_is_missing_has_a_problem(server: str) -> None:
+    """The others are measured all the same."""
+    good, bad = find_engines([f"a={server}", "b=/nowhere/llama-server"], os.environ)
+    assert good.problem is None
+    assert bad.problem is not None
+    assert "/nowhere/llama-server" in bad.problem
+
+
+def test_none_that_works() -> None:
+    """With nothing to measure the first reason is the error."""
+    with pytest.raises(BinaryNotFound, match="/nowhere/x"):
+        find_engines(["/nowhere/x", "/nowhere/y"], os.environ)
+    with pytest.raises(OptionsError, match="no native llama-server"):
+        find_engines(["native"], {**os.environ, "PATH": "/nowhere"})
+
+
+def test_names_are_different(server: str) -> None:
+    """Reports would not tell two of one name apart."""
+    with pytest.raises(OptionsError, match="two engines have the name 'x'"):
+        find_engines([f"x={server}", f"x={server}"], os.environ)
