@@ -8,6 +8,7 @@ It takes the flags that rocllm uses; another one is refused by name.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -267,12 +268,22 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(1)
 
 
+def _write_log(xllamacpp: Any) -> None:
+    """Wait until the log is written: a thread does that, and at the end nobody waits for it."""
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    with contextlib.suppress(AttributeError):  # another build, of another compiler
+        log, pause = library._Z15common_log_mainv, library._Z16common_log_pauseP10common_log
+        log.restype, pause.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+        pause(log())
+
+
 def _serve(xllamacpp: Any, params: Any) -> None:
     """Run until a signal. While loading, the signals have their default effect, as natively."""
     socket_path = next((name for name in params.hostnames if name.endswith(".sock")), None)
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as exc:
+        _write_log(xllamacpp)
         _fail(str(exc))
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
