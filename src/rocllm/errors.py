@@ -99,12 +99,16 @@ class ModelFileError(RocllmError):
 class ModelNotFound(ModelFileError, FileNotFoundError):
     """No model file under that path or name."""
 
+    cause = "missing_file"
+
 
 class InvalidGGUF(ModelFileError, ValueError):
     """The file is not a GGUF file, or a broken one.
 
     `offset` is the position in bytes at which reading stopped, `None` when there is none.
     """
+
+    cause = "bad_file"
 
     def __init__(
         self,
@@ -120,6 +124,8 @@ class InvalidGGUF(ModelFileError, ValueError):
 
 class UnsupportedArchitecture(ModelFileError):
     """The file is sound and the engine does not know this model architecture."""
+
+    cause = "unknown_architecture"
 
 
 class DownloadFailed(ModelFileError):
@@ -175,6 +181,8 @@ class ServerError(RocllmError):
 
 class BinaryNotFound(ServerError, FileNotFoundError):
     """There is no llama-server to run; the message lists where it was looked for."""
+
+    cause = "missing_program"
 
 
 class StartFailed(ServerError):
