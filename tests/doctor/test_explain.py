@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rocllm.devices import Access, Machine, discover_devices
-from rocllm.doctor import Finding, cheap_findings, explain_failure, name_cause
+from rocllm.devices import Access, Machine, OtherCard, choose_devices, discover_devices
+from rocllm.doctor import Finding, cheap_findings, explain_failure, launch_warnings, name_cause
 from rocllm.errors import (
     DeviceAccessDenied,
     InvalidGGUF,
@@ -123,3 +123,83 @@ def test_error_without_a_cause_stays(tmp_path: Path) -> None:
     name_cause(error, machine(tmp_path, RX_7700_XT), {})
 
     assert str(error) == "x\ny"
+
+
+@pytest.fixture
+def rocm_server(
+    tmp_path: Path, elf: Callable[..., bytes], bundle: Callable[..., bytes]
+) -> Callable[..., ServerBinary]:
+    """A llama-server with code for the given chips, and kernels of rocBLAS for them."""
+
+    def write(*chips: str, kernels: tuple[str, ...] | None = None) -> ServerBinary:
+        folder = tmp_path / "engine"
+        (folder / "rocblas/library").mkdir(parents=True)
+        code = bundle(*(f"hipv4-amdgcn-amd-amdhsa--{chip}" for chip in chips))
+        server = folder / "llama-server"
+        server.write_bytes(elf(["libggml-hip.so"], runpath="$ORIGIN"))
+        hip = elf(["librocblas.so.5"], runpath="$ORIGIN", sections={".hip_fatbin": code})
+        (folder / "libggml-hip.so").write_bytes(hip)
+        (folder / "librocblas.so.5").write_bytes(elf())
+        for chip in chips if kernels is None else kernels:
+            (folder / f"rocblas/library/TensileLibrary_lazy_{chip}.dat").touch()
+        return ServerBinary("native", (str(server),), str(server), "b1", {}, "asked for")
+
+    return write
+
+
+WriteServer = Callable[..., ServerBinary]
+
+
+def warned(
+    found: Machine, binary: ServerBinary, environ: dict[str, str], *wanted: str
+) -> tuple[str, ...]:
+    """What is said after a load on the chosen device."""
+    return launch_warnings(found, choose_devices(found, wanted), environ, binary)
+
+
+@pytest.mark.parametrize("gpus", [(RX_7700_XT,), DESKTOP, (STRIX_HALO,)])
+def test_a_good_machine_is_silent(
+    tmp_path: Path, rocm_server: WriteServer, gpus: tuple[FakeGpu, ...]
+) -> None:
+    """Whatever else is in it: an integrated GPU that is not used, an APU."""
+    server = rocm_server("gfx1101", "gfx1151")
+    assert warned(machine(tmp_path / "m", *gpus), server, {}) == ()
+
+
+def test_what_may_be_as_it_should_is_not_said(tmp_path: Path, rocm_server: WriteServer) -> None:
+    """A card for virtual machines, GPUs hidden from a container, one without a driver."""
+    server = rocm_server("gfx1101")
+    found = machine(tmp_path / "m", RX_7700_XT)
+    other = OtherCard("0000:41:00.0", "1002:744c", "vfio-pci")
+    assert warned(replace(found, other_cards=(other,), hidden=2), server, {}) == ()
+    assert states(cheap_findings(replace(found, other_cards=(other,)), {})) == {"driver": "warn"}
+
+
+def test_nothing_is_said_where_the_cpu_is_used(tmp_path: Path, rocm_server: WriteServer) -> None:
+    """By wish, or because there is nothing else; the engine's files are not even looked at."""
+    nowhere = ServerBinary("native", ("/nowhere",), "/nowhere", "b1", {}, "asked for")
+    assert warned(machine(tmp_path / "m", *DESKTOP), nowhere, OVERRIDE, "cpu") == ()
+    assert warned(Machine(), nowhere, OVERRIDE) == ()
+
+
+def test_what_is_said_though_it_runs(tmp_path: Path, rocm_server: WriteServer) -> None:
+    """An override, a lack of kernels that shows at the first longer prompt; each with a remedy."""
+    found = machine(tmp_path / "m", RX_7700_XT)
+    server = rocm_server("gfx1101", kernels=("gfx1030",))
+    override, rocblas = warned(found, server, OVERRIDE)
+    assert override == (
+        "HSA_OVERRIDE_GFX_VERSION=11.0.0, though llama-server has code for gfx1101: it is not "
+        "needed: unset HSA_OVERRIDE_GFX_VERSION"
+    )
+    assert "gfx1101" in rocblas
+
+
+def test_the_device_that_is_used_counts(tmp_path: Path, rocm_server: WriteServer) -> None:
+    """The carve-out of an integrated GPU matters when that was chosen, and only then."""
+    small = replace(STRIX_HALO, bank=1 << 29, vram=1 << 29)
+    server = rocm_server("gfx1101", "gfx1151")
+    found = machine(tmp_path / "m", RX_7700_XT, small)
+    assert warned(found, server, {}) == ()
+    integrated = next(one for one in found.devices if one.integrated)
+    (told,) = warned(found, server, {}, str(integrated.pci_address))
+    assert "512 MiB" in told

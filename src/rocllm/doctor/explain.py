@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from rocllm.devices import Machine, choose_devices
+from rocllm.devices import Choice, Machine, choose_devices
 from rocllm.doctor._engine_files import failed_program, read_engine_files
 from rocllm.doctor.checks import CHECKS, run_checks
-from rocllm.doctor.types import EngineFiles, Facts, Finding
+from rocllm.doctor.types import EngineFiles, Facts, Finding, State
 from rocllm.errors import (
     DeviceError,
     OffloadFailed,
@@ -34,19 +34,58 @@ _CAUSES: tuple[tuple[type[RocllmError], tuple[str, ...]], ...] = (
 _ABOUT_GPU = re.compile(r"ROCm|rocBLAS|\bHIP|libhip|amdhip|GPU|shared librar|undefined symbol")
 
 
+# What is worth a word although the model was loaded. Not that there are cards that are not used, or
+# hidden ones, or that the CPU is used: that may be as it should be, and would be said every time.
+_AT_LAUNCH: Mapping[str, tuple[State, ...]] = {
+    "masks": ("warn", "fail"),
+    "override": ("warn",),
+    "gpu-memory": ("warn",),
+    "libraries": ("fail",),
+    "gpu-code": ("fail",),
+    "rocblas": ("warn", "fail"),
+}
+
+
+def launch_warnings(
+    machine: Machine, choice: Choice, environ: Mapping[str, str], binary: ServerBinary
+) -> tuple[str, ...]:
+    """What is wrong with the GPU that was chosen though a model runs on it, a sentence each.
+
+    machine, choice: what discovery found and what of it is used. environ: the user's. binary: the
+    llama-server that runs; the heads of its files are read, which takes milliseconds.
+
+    Nothing is said where the CPU is used, nor on a machine on which all is well.
+
+    >>> launch_warnings(machine, choice, os.environ, binary)  # doctest: +SKIP
+    ('HSA_OVERRIDE_GFX_VERSION=11.0.0 makes ROCm take gfx1101 for another chip: unset it …',)
+    """
+    if not choice.devices:
+        return ()
+    files = read_engine_files(binary.path, environ)
+    return tuple(
+        f"{one.evidence}" + (f": {remedy}" if (remedy := _remedy(one)) else "")
+        for one in cheap_findings(machine, environ, files, choice)
+        if one.state in _AT_LAUNCH.get(one.id, ())
+    )
+
+
 def cheap_findings(
-    machine: Machine, environ: Mapping[str, str], engine_files: EngineFiles | None = None
+    machine: Machine,
+    environ: Mapping[str, str],
+    engine_files: EngineFiles | None = None,
+    choice: Choice | None = None,
 ) -> tuple[Finding, ...]:
     """What stands in the way, as far as discovery tells: only checks that warn or fail. Pure.
 
-    engine_files: of the llama-server, when they have been read.
+    engine_files: of the llama-server, when they have been read. choice: what is used; `None`: what
+    would be.
 
     >>> [found.id for found in cheap_findings(Machine(), {"HSA_OVERRIDE_GFX_VERSION": "11.0.0"})]
     ['override']
     """
     facts = Facts(
         machine=machine,
-        choice=choose_devices(machine),
+        choice=choose_devices(machine) if choice is None else choice,
         environ=environ,
         engine_files=engine_files,
     )
@@ -84,5 +123,8 @@ def name_cause(
         return
     told = f"`rocllm doctor`, check {cause.id}: {cause.evidence}"
     error.why = f"{error.why}\n{told}" if error.why else told
-    remedy = ": ".join(part for part in (cause.remedy, cause.command) if part)
-    error.remedy = remedy or error.remedy
+    error.remedy = _remedy(cause) or error.remedy
+
+
+def _remedy(found: Finding) -> str:
+    return ": ".join(part for part in (found.remedy, found.command) if part)
