@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -317,16 +318,32 @@ def test_given_files_and_folders_that_are_not_there(
     assert bad.name == str(tmp_path / "none")
 
 
+def _refuse(patch: pytest.MonkeyPatch, *closed: Path) -> None:
+    """Refuse root what the system refuses everybody else."""
+
+    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(path: Any, *more: Any, **named: Any) -> Any:
+            if path in (*closed, *map(str, closed)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *more, **named)
+
+        return wrapped
+
+    patch.setattr(os, "open", refusing(os.open))
+    patch.setattr(os, "scandir", refusing(os.scandir))
+
+
 def test_no_permission(tmp_path: Path, environ: dict[str, str], write_model: WriteModel) -> None:
     """A closed folder and a closed file are listed; once they are open, they are read."""
-    closed = write_model(tmp_path / "m/closed.gguf")
-    write_model(tmp_path / "m/folder/inside.gguf")
+    closed, folder = write_model(tmp_path / "m/closed.gguf"), tmp_path / "m/folder"
+    write_model(folder / "inside.gguf")
     closed.chmod(0)
-    if os.access(closed, os.R_OK):
-        pytest.skip("this user may read everything")
-    (tmp_path / "m/folder").chmod(0)
-    models = _discover(environ, tmp_path / "m")
-    (tmp_path / "m/folder").chmod(0o755)
+    folder.chmod(0)
+    with pytest.MonkeyPatch.context() as patch:
+        if os.access(closed, os.R_OK):
+            _refuse(patch, closed, folder)
+        models = _discover(environ, tmp_path / "m")
+    folder.chmod(0o755)
     closed.chmod(0o644)
     assert "no permission" in str(models["closed"].problem)
     assert models[str(tmp_path / "m/folder")].problem == "Permission denied"

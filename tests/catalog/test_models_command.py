@@ -48,11 +48,11 @@ def test_table(folder: Path, environ: dict[str, str]) -> None:
     assert max(map(len, table.splitlines())) <= 80
     for part in ("your folders", "llama", "Q8_0", "512", "mmproj", "no template", "KiB"):
         assert part in table
-    assert "bad\\n.gguf: it is a web page" in problem
+    assert "bad^J.gguf: it is a web page" in problem
     assert "\x1b" not in text
     width = table.index("arch")  # of the column with the names
     names = "".join(line[:width].strip() for line in table.splitlines())
-    assert "red\\x1b[31m\\nname\\udcff-Q8_0" in names
+    assert "red^[[31m^Jname<U+DCFF>-Q8_0" in names
 
 
 def test_json(folder: Path, environ: dict[str, str]) -> None:
