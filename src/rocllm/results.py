@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from rocllm.errors import RocllmError
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -100,3 +104,103 @@ class Completion:
     usage: Usage
     timings: Timings
     resumed: int = 0
+
+
+# What a prompt of many can be: a text, token ids, or a conversation.
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """What may follow a prompt: the likeliest tokens with their log probabilities, best first."""
+
+    top: tuple[Token, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """How far a batch is: results that are there, failed ones among them, and prompts in all.
+
+    `total` is `None` while nobody knows.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of one prompt of a batch.
+
+    index: its place among the prompts, from 0 on. prompt: the prompt itself. completion: the whole
+    answer; `None` when it failed. error: why it failed; its `text`, where it has one, is what came
+    before.
+    """
+
+    index: int
+    prompt: Prompt = field(repr=False)
+    completion: Completion | None
+    error: RocllmError | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer; what there is of it when it failed."""
+        if self.completion is not None:
+            return self.completion.text
+        return str(getattr(self.error, "text", ""))
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens of the answer; none when it failed."""
+        return () if self.completion is None else self.completion.tokens
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens counted; `None` when it failed."""
+        return None if self.completion is None else self.completion.usage
+
+    @property
+    def timings(self) -> Timings | None:
+        """Where the time went; `None` when it failed."""
+        return None if self.completion is None else self.completion.timings
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyResult:
+    """What a model says comes next after a prompt, or why it could not.
+
+    index: the prompt's place among the prompts, from 0 on. prompt: the prompt itself.
+    label: the likeliest label. probabilities: of every label, in the order given; they add up to 1.
+    token: without labels, the likeliest next token. top: the likeliest ones, best first, as many
+    as were asked for. logprobs: the natural logarithm of every token's probability, by its id, when
+    asked for. usage: tokens of the prompt, and passes in `completion_tokens`. error: why it failed.
+    """
+
+    index: int
+    prompt: Prompt = field(repr=False)
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    token: Token | None = None
+    top: tuple[Token, ...] = ()
+    logprobs: Sequence[float] | None = field(default=None, repr=False)
+    usage: Usage | None = None
+    error: RocllmError | None = None
+
+    @property
+    def probability(self) -> float | None:
+        """That of `label`, or of `token`."""
+        if self.label is not None:
+            return self.probabilities[self.label]
+        if self.token is None or self.token.logprob is None:
+            return None
+        return math.exp(self.token.logprob)
+
+    @property
+    def margin(self) -> float | None:
+        """How much more probable the best label is than the second; `None` without labels."""
+        if self.label is None:
+            return None
+        best, second = sorted(self.probabilities.values(), reverse=True)[:2]
+        return best - second

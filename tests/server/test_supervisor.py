@@ -283,6 +283,39 @@ def test_stop_and_start_again(supervise: Any, launcher: FakeLauncher) -> None:
     assert supervisor.ensure_ready() is not first
 
 
+def test_a_stop_ends_the_waiting_of_those_who_poll(supervise: Any, launcher: FakeLauncher) -> None:
+    """They do not start again what was just stopped; who asks anew does."""
+    supervisor = supervise()
+    launcher.may_start.clear()
+    look = supervisor.ask()
+    assert look() is None
+    supervisor.stop()
+    for _ in range(2):
+        with pytest.raises(StartCancelled):
+            look()
+    assert supervisor.state == "stopped"
+    launcher.may_start.set()
+    again = supervisor.ask()
+    until(again)
+    assert again() is launcher.children[0]
+
+
+def test_a_child_that_cannot_be_stopped(supervise: Any, launcher: FakeLauncher) -> None:
+    """Nobody waits for ever: the next one is started, and closing ends."""
+    supervisor = supervise()
+    child = supervisor.ensure_ready()
+    child.stop = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    child.crash = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    child.end()
+    with pytest.raises(ZeroDivisionError):
+        supervisor.ensure_ready()
+    supervisor.stop()
+    second = supervisor.ensure_ready()
+    second.stop = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    supervisor.close()
+    assert supervisor.state == "closed"
+
+
 def test_stops_and_requests_of_many(supervise: Any, launcher: FakeLauncher) -> None:
     """Whatever the order, every call returns and no child is left."""
     supervisor = supervise()
@@ -311,7 +344,7 @@ def test_closed_for_ever(supervise: Any, launcher: FakeLauncher) -> None:
     supervisor.close()
     supervisor.close()
     assert child.stops == 1
-    for ask in (supervisor.request, supervisor.ensure_ready):
+    for ask in (supervisor.ask(), supervisor.ensure_ready):
         with pytest.raises(StreamClosed):
             ask()
     supervisor.stop()
@@ -342,7 +375,7 @@ def test_an_observer_may_raise_and_ask(supervise: Any, launcher: FakeLauncher) -
         raise ZeroDivisionError
 
     supervisor = supervise(on_transition=observe)
-    supervisor.request()
+    supervisor.ask()()
     until(lambda: launcher.children and launcher.children[0].stops)
     supervisor.close()
     assert supervisor.state == "closed"

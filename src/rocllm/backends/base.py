@@ -13,7 +13,7 @@ from rocllm.devices import Device
 from rocllm.endpoint import Endpoint
 from rocllm.gguf import ModelInfo
 from rocllm.options import LoadOptions, SamplingOptions
-from rocllm.results import Message
+from rocllm.results import Message, NextToken
 from rocllm.server import Buffer, LoadProgress, State, Transition
 
 
@@ -96,6 +96,20 @@ class Connection(Protocol):
     def apply_template(self, messages: Sequence[Message]) -> str:
         """The prompt that the model's chat template makes of a conversation."""
 
+    def next_token(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        then: Sequence[int] = (),
+        among: Sequence[int] = (),
+        top_k: int = 1,
+    ) -> NextToken:
+        """The tokens that may follow a prompt and the tokens `then`, from one forward pass.
+
+        among: the only tokens that matter; the probabilities of these add up to 1. top_k: how many
+        of the likeliest tokens, without `among`.
+        """
+
     def close(self) -> None:
         """End every stream and close every connection."""
 
@@ -121,6 +135,16 @@ class AsyncConnection(Protocol):
 
     async def apply_template(self, messages: Sequence[Message]) -> str:
         """The prompt that the model's chat template makes of a conversation."""
+
+    async def next_token(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        then: Sequence[int] = (),
+        among: Sequence[int] = (),
+        top_k: int = 1,
+    ) -> NextToken:
+        """The tokens that may follow a prompt, from one forward pass."""
 
     async def aclose(self) -> None:
         """End every stream and close every connection."""

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 
 from rocllm.backends.base import LoadedInfo, LoadRequest
 from rocllm.backends.launcher import LlamaServer, LlamaServerLauncher
@@ -109,9 +110,14 @@ class _Keeper:
     def __init__(self, supervisor: Supervisor[LlamaServer]) -> None:
         self._supervisor = supervisor
 
-    def serving(self) -> Explain | None:
-        server = self._supervisor.request()
-        return None if server is None else server.explain
+    def ask(self) -> Callable[[], Explain | None]:
+        look = self._supervisor.ask()
+
+        def explain() -> Explain | None:
+            server = look()
+            return None if server is None else server.explain
+
+        return explain
 
     def wait(self) -> Explain:
         return self._supervisor.ensure_ready().explain

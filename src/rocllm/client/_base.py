@@ -41,14 +41,15 @@ SETTLE = 1.0
 class Keeper(Protocol):
     """Who looks after the server that a client talks to, and starts it again after a crash."""
 
-    def serving(self) -> Explain | None:
-        """What explains errors of the server that serves now; `None`: there will be one.
+    def ask(self) -> Callable[[], Explain | None]:
+        """Ask for a server, and go on.
 
-        Raises why there will be none.
+        Returns what to call until it gives what explains that server's errors; until the server
+        serves it gives `None`. It raises why there will be none.
         """
 
     def wait(self) -> Explain:
-        """The same, when there is one."""
+        """The same, for who can wait."""
 
 
 class ClientBase:
@@ -76,6 +77,11 @@ class ClientBase:
         return encode_request(
             method, request.target, request.body, host=host, api_key=where.api_key
         )
+
+    def _timeout(self, call: Call[Any]) -> Timeout:
+        if call.queued:
+            return ("stream_timeout", self._stream_timeout)
+        return ("read_timeout", self._read_timeout)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint}>"

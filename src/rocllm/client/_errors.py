@@ -39,6 +39,8 @@ def server_error(what: str, error: object, status: int | None = None) -> Request
     why = None if why is None else str(why)
     if fields.get("type") == "exceed_context_size_error":
         return _context_overflow(what, fields, status)
+    if why is not None and "bad_alloc" in why:  # it says so with status 400
+        return _out_of_memory(what, why, status)
     if status in (429, 503) or fields.get("type") == "unavailable_error":
         remedy = "wait until the server is ready, or has a free slot, and try again"
         return ServerBusy(f"{what}: the server is busy", why=why, remedy=remedy, status=status)
@@ -58,7 +60,9 @@ def server_error(what: str, error: object, status: int | None = None) -> Request
         )
     if status is not None and (status < 500 or status == 501):
         return BadRequest(f"{what}: the server refused the request", why=why, status=status)
-    return RequestError(f"{what}: the server failed (status {status})", why=why, status=status)
+    remedy = "look at the server's output"
+    failed = f"{what}: the server failed (status {status})"
+    return RequestError(failed, why=why, remedy=remedy, status=status)
 
 
 def connection_lost(what: str, endpoint: object, why: str | None = None) -> ConnectionLost:
@@ -107,6 +111,17 @@ def too_long(what: str, limit: int) -> ProtocolError:
 def stream_closed(what: str, why: str) -> StreamClosed:
     """Somebody reads what was closed."""
     return StreamClosed(what, why=why, remedy="read a stream before it is closed, or start another")
+
+
+def _out_of_memory(what: str, why: str, status: int | None) -> RequestError:
+    error = RequestError(
+        f"{what}: the server has not enough memory for this request",
+        why=why,
+        remedy="use a shorter prompt, or give the server more memory",
+        status=status,
+    )
+    error.cause = "out_of_host_memory"
+    return error
 
 
 def _context_overflow(what: str, fields: dict[str, Any], status: int | None) -> ContextOverflow:

@@ -30,7 +30,7 @@ class Call(Generic[_Answer]):
     """A request with an answer in one piece.
 
     what: for messages. decode: makes the answer of the parsed JSON, with `KeyError`, `TypeError`
-    or `IndexError` for an answer of another shape.
+    or `IndexError` for an answer of another shape. queued: it waits for a slot, as a stream does.
     """
 
     what: str
@@ -38,6 +38,7 @@ class Call(Generic[_Answer]):
     target: str
     decode: Callable[[Any], _Answer]
     body: bytes | None = None
+    queued: bool = False
 
     def answer(self, status: int, body: bytes) -> _Answer:
         """The answer in `body`; raises the error that it is, or `ProtocolError`."""

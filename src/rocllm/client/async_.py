@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rocllm.client import _wire
+from rocllm.client import _classify, _wire
 from rocllm.client._base import (
     DEFAULT_SAMPLING,
     MAX_BODY,
@@ -17,7 +17,7 @@ from rocllm.client._base import (
     Keeper,
     StreamBase,
 )
-from rocllm.client._errors import connection_lost, too_long
+from rocllm.client._errors import connection_lost, stream_closed, too_long
 from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
 from rocllm.client._transports import Exchange, Pool
@@ -31,7 +31,7 @@ from rocllm.errors import (
     ServerBusy,
 )
 from rocllm.options import SamplingOptions
-from rocllm.results import Completion, Message, Token
+from rocllm.results import Completion, Message, NextToken, Token
 
 # Seconds between two questions whether the server is there again.
 _POLL_INTERVAL = 0.02
@@ -111,6 +111,17 @@ class AsyncClient(ClientBase):
         """Answer a conversation through the model's chat template; see `completion`."""
         return AsyncTokenStream(self, _wire.chat(messages, sampling, resume=resume))
 
+    async def next_token(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        then: Sequence[int] = (),
+        among: Sequence[int] = (),
+        top_k: int = 1,
+    ) -> NextToken:
+        """The tokens that may follow a prompt; see `Client.next_token`."""
+        return await self._ask(_classify.next_token(prompt, then, among, top_k))
+
     def interrupt(self) -> None:
         """End every stream and every connection, from any thread; see `Client.interrupt`."""
         self._pool.interrupt()
@@ -135,6 +146,8 @@ class AsyncClient(ClientBase):
         try:
             return await self._call(call)
         except UNEXPLAINED as exc:
+            if self._pool.closed:
+                raise stream_closed(call.what, "its client was closed") from exc
             # In a thread: it may wait, for the server to be seen dead.
             error = exc if explain is None else await asyncio.to_thread(explain, exc)
             if error is exc:
@@ -142,7 +155,7 @@ class AsyncClient(ClientBase):
             raise error from exc
 
     async def _call(self, call: Call[_T]) -> _T:
-        timeout = ("read_timeout", self._read_timeout)
+        timeout = self._timeout(call)
         exchange = Exchange(self._pool, call.what, self._encode(call), timeout)
         response, body = Response(), bytearray()
         try:
@@ -162,7 +175,8 @@ class AsyncClient(ClientBase):
         if self._keeper is None:
             return None
         # Polled: a thread for each waiting task would take them all from the rest of the program.
-        while (explain := self._keeper.serving()) is None:  # noqa: ASYNC110
+        look = self._keeper.ask()
+        while (explain := look()) is None:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_INTERVAL)
         return explain
 

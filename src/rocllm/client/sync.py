@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rocllm.client import _wire
+from rocllm.client import _classify, _wire
 from rocllm.client._base import (
     DEFAULT_SAMPLING,
     MAX_BODY,
@@ -16,7 +16,7 @@ from rocllm.client._base import (
     Keeper,
     StreamBase,
 )
-from rocllm.client._errors import connection_lost, too_long
+from rocllm.client._errors import connection_lost, stream_closed, too_long
 from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
 from rocllm.client._sockets import Exchange, Pool
@@ -30,7 +30,7 @@ from rocllm.errors import (
     ServerBusy,
 )
 from rocllm.options import SamplingOptions
-from rocllm.results import Completion, Message, Token
+from rocllm.results import Completion, Message, NextToken, Token
 
 _T = TypeVar("_T")
 
@@ -126,6 +126,22 @@ class Client(ClientBase):
         """Answer a conversation through the model's chat template; see `completion`."""
         return TokenStream(self, _wire.chat(messages, sampling, resume=resume))
 
+    def next_token(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        then: Sequence[int] = (),
+        among: Sequence[int] = (),
+        top_k: int = 1,
+    ) -> NextToken:
+        """The tokens that may follow a prompt, from one forward pass.
+
+        then: tokens that follow the prompt. among: the only tokens that matter; their probabilities
+        add up to 1 then, and a token without any is left out. top_k: without `among`, how many of
+        the likeliest; the server sorts the vocabulary for them, and sends 100 bytes for each.
+        """
+        return self._ask(_classify.next_token(prompt, then, among, top_k))
+
     def interrupt(self) -> None:
         """End every stream and every connection; the next request opens another one."""
         self._pool.interrupt()
@@ -150,13 +166,15 @@ class Client(ClientBase):
         try:
             return self._call(call)
         except UNEXPLAINED as exc:
+            if self._pool.closed:
+                raise stream_closed(call.what, "its client was closed") from exc
             error = exc if explain is None else explain(exc)
             if error is exc:
                 raise
             raise error from exc
 
     def _call(self, call: Call[_T]) -> _T:
-        timeout = ("read_timeout", self._read_timeout)
+        timeout = self._timeout(call)
         exchange = Exchange(self._pool, call.what, self._encode(call), timeout)
         response, body = Response(), bytearray()
         try:
@@ -175,7 +193,7 @@ class Client(ClientBase):
     def _await_server(self) -> Explain | None:
         if self._keeper is None:
             return None
-        return self._keeper.serving() or self._keeper.wait()
+        return self._keeper.wait()
 
     def _fetch_vocabulary(self) -> Vocabulary | None:
         """The bytes of every token, asked for once; `None` when the server cannot tell."""

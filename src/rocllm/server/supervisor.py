@@ -13,7 +13,7 @@ is one that a restart cannot mend, or there were too many restarts in a row. `st
 failure; whoever needs the child next starts it again.
 
 A thread of the supervisor's own makes every transition, one at a time; what others want, they leave
-with it (`request`, `stop`, `close`), and each transition wakes up everybody who waits for one. The
+with it (`ask`, `stop`, `close`), and each transition wakes up everybody who waits for one. The
 thread is there from the first request until `close`.
 """
 
@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from rocllm.errors import RocllmError, StartCancelled, StreamClosed
@@ -119,7 +120,9 @@ class Supervisor(Generic[C]):
         self._stop_asked = False
         self._close_asked = False
         self._cancel = threading.Event()
-        # Grows with each stop that is carried out, so that nobody misses his own.
+        # Stops asked for, which end the waiting for a child, and carried out, which end that of
+        # whoever asked.
+        self._stops_asked = 0
         self._stops = 0
         # What decides about the next restart.
         self._restarts = 0
@@ -137,43 +140,31 @@ class Supervisor(Generic[C]):
         """Why the child ended the last time; `None` when it never did by itself."""
         return self._error
 
-    def request(self) -> C | None:
-        """Say that a child is needed, and go on: the child, or `None` if it is not ready yet.
+    def ask(self) -> Callable[[], C | None]:
+        """Say that a child is needed, and go on.
 
-        Raises why there will be none: the error of the last child when a restart would not mend
-        it, `StreamClosed` after `close`.
+        Returns what to call now and then: it gives the child, or `None` as long as it is not ready,
+        and raises why there will be none: the error of the last child when a restart would not
+        mend it, `StartCancelled` when somebody has called `stop` meanwhile, `StreamClosed` after
+        `close`.
         """
-        child = self._child
-        if self._state == "ready" and child is not None and not child.has_ended:
-            return child
-        if os.getpid() != self._pid:
-            if child is None:
-                raise StreamClosed(
-                    "the model's server did not run when this process was forked off",
-                    remedy="load the model in this process",
-                )
-            return child
-        with self._changed:
-            return self._request()
+        return partial(self._look, self._stops_asked)
 
     def ensure_ready(self, cancel: threading.Event | None = None) -> C:
         """Wait until a child serves, and return it.
 
         The wait ends by itself, as each start and the number of restarts are bounded. cancel: set
-        it to give up waiting.
-
-        Raises what `request` raises, and `StartCancelled` when somebody has called `stop` or has
-        set `cancel` meanwhile.
+        it to give up waiting, with `StartCancelled`. Raises what the function that `ask` returns
+        raises.
         """
-        child = self.request()
+        look = self.ask()
+        child = look()
         while child is None:
             with self._changed:
-                child = self._request()
+                child = look()
                 if child is None:
                     # A look at `cancel` now and then; without one, only transitions wake us up.
                     self._changed.wait(None if cancel is None else 0.05)
-                    if not (self._wanted or self._close_asked):
-                        raise StartCancelled("waiting for the server: it was stopped meanwhile")
             if cancel is not None and cancel.is_set():
                 raise StartCancelled("waiting for the server: it was cancelled")
         return child
@@ -185,6 +176,7 @@ class Supervisor(Generic[C]):
         with self._changed:
             if self._state in ("stopped", "closed") and not self._wanted:
                 return
+            self._stops_asked += 1
             self._wanted = False
             self._stop_asked = True
             self._cancel.set()
@@ -219,9 +211,25 @@ class Supervisor(Generic[C]):
             raise
         self._thread.join()
 
-    def _request(self) -> C | None:
+    def _look(self, stops_asked: int) -> C | None:
+        child = self._child
+        if self._state == "ready" and child is not None and not child.has_ended:
+            return child
+        if os.getpid() != self._pid:
+            if child is None:
+                raise StreamClosed(
+                    "the model's server did not run when this process was forked off",
+                    remedy="load the model in this process",
+                )
+            return child
+        with self._changed:
+            return self._request(stops_asked)
+
+    def _request(self, stops_asked: int) -> C | None:
         if self._close_asked:
             raise StreamClosed("the model is closed", remedy="load it again")
+        if self._stops_asked != stops_asked:
+            raise StartCancelled("waiting for the server: it was stopped meanwhile")
         if self._state == "failed" and not self._stop_asked:
             assert self._error is not None
             raise _own(self._error)
@@ -267,7 +275,7 @@ class Supervisor(Generic[C]):
 
     def _start(self) -> None:
         try:
-            child = self._launcher.start(self._cancel, self._look)
+            child = self._launcher.start(self._cancel, self._wake_up)
         except Exception as exc:  # noqa: BLE001  a callback's too: who waits must be told
             self._decide(exc)
         else:
@@ -280,8 +288,11 @@ class Supervisor(Generic[C]):
     def _recover(self) -> None:
         child = self._child
         assert child is not None
-        error = child.crash()
-        child.stop()
+        try:
+            error: Exception = child.crash()
+        except Exception as exc:  # noqa: BLE001  a fault of ours: who waits must be told
+            error = exc
+        self._stop_child(child)
         with self._changed:
             self._child = None
         if self._clock() - self._ready_since >= self._policy.stable_time:
@@ -315,11 +326,8 @@ class Supervisor(Generic[C]):
         with self._changed:
             child = self._child
             self._enter("stopping")
-        try:
-            if child is not None:
-                child.stop()
-        except RocllmError as exc:  # it cannot be killed: there is nothing more to do about it
-            _log.error("%s", exc)
+        if child is not None:
+            self._stop_child(child)
         with self._changed:
             self._child = None
             self._stop_asked = False
@@ -333,7 +341,13 @@ class Supervisor(Generic[C]):
                 self._cancel.clear()
                 self._enter("stopped")
 
-    def _look(self) -> None:
+    def _stop_child(self, child: C) -> None:
+        try:
+            child.stop()
+        except Exception:  # noqa: BLE001  it cannot be killed: there is nothing more to be done
+            _log.exception("the server could not be stopped")
+
+    def _wake_up(self) -> None:
         """The child has ended, says its own thread."""
         with self._changed:
             self._changed.notify_all()
