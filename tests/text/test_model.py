@@ -11,7 +11,7 @@ import pytest
 from rocllm.errors import OptionsError
 from rocllm.options import LoadArguments, LoadOptions, SamplingArguments, SamplingOptions
 from rocllm.results import Message
-from rocllm.text.model import checked_messages, checked_prompt
+from rocllm.text._prompts import checked_messages, checked_prompt
 
 
 @pytest.mark.parametrize("prompt", ["", []])

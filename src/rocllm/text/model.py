@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
 from rocllm.backends import LoadedInfo, LoadedModel
 from rocllm.client import AsyncTokenStream, TokenStream
-from rocllm.errors import OptionsError
 from rocllm.options import SamplingArguments, SamplingOptions, build_options
-from rocllm.results import Message
+from rocllm.results import BatchProgress, BatchResult, ClassifyResult, Message, Prompt
 from rocllm.server import State
+from rocllm.text._prompts import checked_messages, checked_prompt
+from rocllm.text.async_batch import AsyncBatch
+from rocllm.text.batch import Batch
+from rocllm.text.batch_generate import batch_generate, batch_generate_async
+from rocllm.text.classify import checked_question, classify, classify_async
 
 
 class TextModel:
@@ -82,6 +86,80 @@ class TextModel:
             checked_messages(messages),
             build_options(SamplingOptions, options, sampling),
             resume=resume,
+        )
+
+    def batch_generate(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        sampling: SamplingOptions | None = None,
+        resume: bool = False,
+        ordered: bool = True,
+        max_in_flight: int | None = None,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+        **options: Unpack[SamplingArguments],
+    ) -> Batch[BatchResult]:
+        """Answer many prompts, several at once; an iterator of one `BatchResult` a prompt.
+
+        prompts: any iterable, also one without end, of texts and token ids, which are continued,
+        and of lists of `Message`, which go through the chat template. sampling, resume, options: as
+        in `generate`. ordered: results come in the order of the prompts, otherwise as they are
+        done. max_in_flight: requests at once; `None`: one more than there are slots. on_progress:
+        is called with each result, in the thread that reads them.
+
+        A prompt that fails has its error in its result, and the others go on. Leaving the iterator
+        (`close`, `with`, or dropping it) ends what is under way. Raises `OptionsError` at once for
+        an option that cannot be meant; see `Batch` for what reading raises.
+
+        >>> for result in model.batch_generate(["1, 2,", "a, b,"], max_tokens=4):  # doctest: +SKIP
+        ...     print(result.index, result.text)
+        """
+        return batch_generate(
+            self._loaded,
+            prompts,
+            build_options(SamplingOptions, options, sampling),
+            resume=resume,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+        )
+
+    def classify(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        labels: Sequence[str] | Mapping[str, str] | None = None,
+        top_k: int | None = None,
+        logprobs: bool = False,
+        ordered: bool = True,
+        max_in_flight: int | None = None,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+    ) -> Batch[ClassifyResult]:
+        """Say which label follows each prompt, or which token; one forward pass a prompt.
+
+        prompts, ordered, on_progress: as in `batch_generate`. labels: texts of which one follows,
+        exactly as it would stand there, so mostly with a space before it; or such texts by name.
+        `None`: the next token. top_k: tell the likeliest tokens, up to 4096. logprobs: tell the log
+        probability of every token of the vocabulary, by its id; some seconds a prompt.
+        max_in_flight: requests at once; `None`: two for each slot.
+
+        Labels that begin with the same tokens cost a pass for each place where they part; what the
+        prompts have in common is computed once. A prompt that fails has its error in its result.
+        Raises `OptionsError`, at once or when reading begins, for labels that cannot be told apart.
+
+        >>> prompts = ["Review: Wonderful!\\nSentiment:", "Review: A waste of time.\\nSentiment:"]
+        >>> for result in model.classify(  # doctest: +SKIP
+        ...     prompts, labels={"positive": " positive", "negative": " negative"}
+        ... ):
+        ...     print(result.label, result.margin)
+        """
+        return classify(
+            self._loaded,
+            prompts,
+            checked_question(self.info, labels, top_k, logprobs),
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
         )
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -178,6 +256,51 @@ class AsyncTextModel:
             resume=resume,
         )
 
+    def batch_generate(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        *,
+        sampling: SamplingOptions | None = None,
+        resume: bool = False,
+        ordered: bool = True,
+        max_in_flight: int | None = None,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+        **options: Unpack[SamplingArguments],
+    ) -> AsyncBatch[BatchResult]:
+        """Answer many prompts, several at once; see `TextModel.batch_generate`."""
+        return batch_generate_async(
+            self._loaded,
+            self._connection,
+            prompts,
+            build_options(SamplingOptions, options, sampling),
+            resume=resume,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+        )
+
+    def classify(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        *,
+        labels: Sequence[str] | Mapping[str, str] | None = None,
+        top_k: int | None = None,
+        logprobs: bool = False,
+        ordered: bool = True,
+        max_in_flight: int | None = None,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+    ) -> AsyncBatch[ClassifyResult]:
+        """Say which label or token follows each prompt; see `TextModel.classify`."""
+        return classify_async(
+            self._loaded,
+            self._connection,
+            prompts,
+            checked_question(self.info, labels, top_k, logprobs),
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+        )
+
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """The token ids of `text`; see `TextModel.tokenize`."""
         return await self._connection.tokenize(text, add_special=add_special)
@@ -220,35 +343,6 @@ class AsyncTextModel:
     def __repr__(self) -> str:
         state = "loaded" if self._abandoned.alive else "closed"
         return f"<AsyncTextModel {self.info.path.name} [{state}]>"
-
-
-def checked_prompt(prompt: str | Sequence[int]) -> str | Sequence[int]:
-    """`prompt`, unless there is nothing in it."""
-    if len(prompt) == 0:
-        raise OptionsError(
-            "the prompt is empty",
-            why="a model continues a text, and there is none",
-            remedy="give at least one character, or use chat()",
-        )
-    return prompt
-
-
-def checked_messages(messages: Sequence[Message]) -> Sequence[Message]:
-    """`messages`, unless there are none or they are something else."""
-    if isinstance(messages, Message):
-        raise OptionsError(
-            "chat() takes a list of messages, got a single Message",
-            remedy="put it into a list: chat([message])",
-        )
-    wrong = next((message for message in messages if not isinstance(message, Message)), None)
-    if wrong is not None:
-        raise OptionsError(
-            f"chat() takes a list of rocllm.Message, got {wrong!r}",
-            remedy="write rocllm.Message('user', 'Hello!')",
-        )
-    if not messages:
-        raise OptionsError("the conversation is empty", remedy="give at least one message")
-    return messages
 
 
 def _close_abandoned(loaded: LoadedModel) -> None:
