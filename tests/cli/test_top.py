@@ -29,7 +29,8 @@ from rocllm.cli._top_view import frame
 from rocllm.cli.top import top
 from rocllm.errors import OptionsError
 from rocllm.memory import HostMemory
-from rocllm.server.running import RunningServer
+from rocllm.server import RunDir
+from rocllm.server.running import RunningServer, list_running
 from rocllm.server.status import ServerStatus, Slot
 from rocllm.testing.fake_sysfs import (
     DESKTOP,
@@ -142,7 +143,7 @@ def test_a_narrow_terminal_shows_the_essential(tmp_path: Path) -> None:
 
 def test_no_colour_and_no_more_than_ascii(tmp_path: Path) -> None:
     """A bar can be read without its colour, and in a locale without its characters."""
-    environ = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "76"}
     done = subprocess.run(
         [sys.executable, "-m", "rocllm", "top", "--once", "--root", machine(tmp_path)],
         env=environ,
@@ -153,6 +154,7 @@ def test_no_colour_and_no_more_than_ascii(tmp_path: Path) -> None:
     assert done.stdout.isascii()
     assert b"#......." in done.stdout
     assert b"61 C" in done.stdout
+    assert re.search(rb"Radeon RX 77[^#]*[?] +#", done.stdout)  # it was shortened
     assert b"\x1b" not in done.stdout
 
 
@@ -338,7 +340,14 @@ def test_json_of_a_model(tmp_path: Path) -> None:
 
 def test_another_machine_has_none_of_our_models(tmp_path: Path) -> None:
     """A tree from a bug report shows its GPUs, and nothing of this machine."""
-    seen = look(write_tree(tmp_path, DESKTOP))
+    run_dir = RunDir.create(os.environ)
+    try:
+        run_dir.write_owner(os.getpid())
+        assert os.getpid() in {one.pid for one in list_running(os.environ)}
+        seen = look(write_tree(tmp_path, DESKTOP))
+    finally:
+        run_dir.write_owner(None)
+        run_dir.remove()
 
     assert seen.models == ()
     assert seen.host == HostMemory()

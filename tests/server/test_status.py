@@ -174,6 +174,34 @@ def test_a_server_that_hangs_or_is_gone(serve: Serve, tmp_path: Path) -> None:
     assert read_status(Endpoint.unix(tmp_path / "gone.sock")).state == "unreachable"
 
 
+def test_a_server_that_drips_is_given_up(tmp_path: Path) -> None:
+    """The time is for the whole answer, not for each piece of it."""
+    gone = threading.Event()
+
+    def drip() -> None:
+        with server.accept()[0] as connection:
+            connection.recv(1000)
+            connection.sendall(HEALTHY)
+        with server.accept()[0] as connection:
+            for _ in range(2000):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    gone.set()
+                    return
+                time.sleep(0.01)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.sock"))
+        server.listen()
+        thread = threading.Thread(target=drip)
+        thread.start()
+        assert read_status(Endpoint.unix(tmp_path / "s.sock"), timeout=0.3).state == "busy"
+        thread.join(60)
+
+    assert gone.is_set()
+
+
 @pytest.mark.parametrize(
     "body",
     [

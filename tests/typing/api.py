@@ -48,6 +48,10 @@ def refused() -> None:
 
 def values() -> None:
     assert_type(rocllm.discover_devices().devices, tuple[rocllm.Device, ...])
+    (device,) = rocllm.discover_devices().devices
+    assert_type(rocllm.vram_info(device), rocllm.VramInfo)
+    assert_type(rocllm.vram_info(device).free, int | None)
+    assert_type(next(rocllm.monitor([device])), tuple[rocllm.DeviceSample, ...])
     assert_type(rocllm.LoadOptions().ctx_size, int | None)
     metadata: Mapping[str, object] = rocllm.read_gguf("model.gguf").metadata
     del metadata

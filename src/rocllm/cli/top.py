@@ -101,4 +101,4 @@ def _print(look: Look, console: Console, end: str = "\n") -> None:
         console.print(frame(look, console))
     # Not by rich, which ends with an error when the reader of a pipe has gone.
     lines = (line.rstrip() for line in capture.get().splitlines())
-    typer.echo("\n".join(lines) + end, nl=False)
+    print("\n".join(lines), end=end, flush=True)

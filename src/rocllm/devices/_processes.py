@@ -68,7 +68,7 @@ def process_memory(
     kfd = _kfd_ids(tree, devices)
     known = set(tree.numbered(f"{_KFD}/proc")) if kfd else set()
     clients: set[tuple[str, str]] = set()
-    for pid in tree.numbered("proc"):
+    for pid in tree.numbered("proc") if devices else ():
         if pids is not None and pid not in pids:
             continue
         name = _name_if_alive(tree, pid)

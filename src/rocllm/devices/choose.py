@@ -97,9 +97,7 @@ def discrete_gpus(machine: Machine) -> tuple[Device, ...]:
     if machine.denied is not None:
         return ()
     found = [one for one in machine.devices if one.ordinal in machine.visible]
-    return tuple(
-        sorted((one for one in found if not one.integrated), key=_rank, reverse=True)
-    )
+    return tuple(sorted((one for one in found if not one.integrated), key=_rank, reverse=True))
 
 
 def _best(machine: Machine) -> Choice:

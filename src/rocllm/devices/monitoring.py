@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 from rocllm.devices._counters import VramInfo, card_folder, is_present, vram_info
 from rocllm.devices._sensors import Sensors, is_asleep, read_sensors
@@ -14,8 +15,8 @@ from rocllm.devices.types import Device
 from rocllm.errors import OptionsError
 from rocllm.units import format_bytes, format_seconds
 
-Clock = Callable[[], float]
-Sleep = Callable[[float], None]
+_Clock: TypeAlias = Callable[[], float]
+_Sleep: TypeAlias = Callable[[float], None]
 
 # Bytes by which the use of a card may exceed what was there before a load: a desktop that draws
 # two 4K images, 2 x 3840 x 2160 x 4 bytes, moves by as much.
@@ -81,7 +82,7 @@ def read_sample(
     device: Device,
     *,
     root: str | os.PathLike[str] = "/",
-    clock: Clock = time.monotonic,
+    clock: _Clock = time.monotonic,
     read: Reader = read_file,
 ) -> DeviceSample:
     """What one GPU is doing now; never raises for the hardware's sake, and never wakes it."""
@@ -106,8 +107,8 @@ def monitor(
     interval: float = 1.0,
     *,
     root: str | os.PathLike[str] = "/",
-    clock: Clock = time.monotonic,
-    sleep: Sleep = time.sleep,
+    clock: _Clock = time.monotonic,
+    sleep: _Sleep = time.sleep,
     read: Reader = read_file,
 ) -> Iterator[tuple[DeviceSample, ...]]:
     """Samples of GPUs, the first at once, then every `interval` seconds, until you stop asking.
@@ -135,8 +136,8 @@ def wait_memory_released(
     *,
     pid: int | None = None,
     root: str | os.PathLike[str] = "/",
-    clock: Clock = time.monotonic,
-    sleep: Sleep = time.sleep,
+    clock: _Clock = time.monotonic,
+    sleep: _Sleep = time.sleep,
     read: Reader = read_file,
 ) -> Release:
     """Wait until GPUs have given back the memory of a process that has ended.
@@ -175,8 +176,8 @@ def _samples(
     devices: Sequence[Device],
     interval: float,
     root: str | os.PathLike[str],
-    clock: Clock,
-    sleep: Sleep,
+    clock: _Clock,
+    sleep: _Sleep,
     read: Reader,
 ) -> Iterator[tuple[DeviceSample, ...]]:
     due = clock()
