@@ -88,7 +88,7 @@ def test_values_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
     root = str(write_tree(tmp_path, DESKTOP))
     result = run("--root", root, HSA_OVERRIDE_GFX_VERSION="\x1b]0;x\x07\udc80")
 
-    assert "HSA_OVERRIDE_GFX_VERSION=?]0;x??" in result.stdout
+    assert "HSA_OVERRIDE_GFX_VERSION=^[]0;x^G<U+DC80>" in result.stdout
 
 
 def test_options_that_cannot_be_meant(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from rocllm import __version__, errors
+from rocllm.cli._terminal import visible
 
 # The file of the command, and what `--help` says of it.
 COMMANDS = {
@@ -143,14 +144,15 @@ def _errors_in_words(debug: bool) -> Iterator[None]:
 
 def _report(exc: Exception, debug: bool) -> None:
     if debug:
-        traceback.print_exception(exc)
+        typer.echo(visible("".join(traceback.format_exception(exc))), err=True, nl=False)
     elif isinstance(exc, errors.RocllmError):
-        first, *rest = str(exc).splitlines()
+        # Names in files and the words of a server are in there.
+        first, *rest = visible(str(exc)).splitlines()
         typer.echo("\n".join([f"error: {first}", *(f"  {line}" for line in rest)]), err=True)
     else:
         typer.echo(
-            f"error: {type(exc).__name__}: {exc}\n  This is a fault of rocllm. Please report it "
-            "with the output of: rocllm --debug …",
+            f"error: {type(exc).__name__}: {visible(str(exc))}\n"
+            "  This is a fault of rocllm. Please report it with the output of: rocllm --debug …",
             err=True,
         )
 

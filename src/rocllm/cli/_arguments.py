@@ -17,6 +17,10 @@ Model: TypeAlias = Annotated[
 Quiet: TypeAlias = Annotated[
     bool, typer.Option("--quiet", "-q", help="Only the answer: no notes, no progress.")
 ]
+RawOutput: TypeAlias = Annotated[
+    bool,
+    typer.Option("--raw-output", help="Let the terminal obey control characters in the answer."),
+]
 
 CtxSize: TypeAlias = Annotated[
     int | None, typer.Option("--ctx-size", "-c", help="Context in tokens.", show_default=False)

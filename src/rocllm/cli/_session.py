@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from rocllm.backends import LoadedInfo
 from rocllm.catalog import resolve_model
+from rocllm.cli._terminal import for_stream, one_line
 from rocllm.cli.pull import pull_demo
 from rocllm.errors import RocllmWarning
 from rocllm.options import LoadOptions, Options, build_options
@@ -63,18 +64,21 @@ def timings_line(usage: Usage | None, timings: Timings | None) -> str:
     return "; ".join([*parts, prompt, f"{format_seconds(timings.total_seconds)} in all"])
 
 
-def say(token: Token, *, quiet: bool = False) -> None:
-    """A token of the answer to standard output, one of the thinking before it to standard error."""
+def say(token: Token, *, quiet: bool = False, raw: bool = False) -> None:
+    """A token of the answer to standard output, one of the thinking before it to standard error.
+
+    raw: a terminal obeys what is in it.
+    """
     if token.reasoning and quiet:
         return
     stream = sys.stderr if token.reasoning else sys.stdout
-    stream.write(token.text)
+    stream.write(for_stream(token.text, stream, raw=raw))
     stream.flush()
 
 
 def note(text: str) -> None:
     """A remark beside the answer: on stderr, grey where that is a terminal."""
-    typer.secho(text, err=True, dim=sys.stderr.isatty())
+    typer.secho(one_line(text), err=True, dim=sys.stderr.isatty())
 
 
 def _announce(info: LoadedInfo) -> None:
@@ -83,7 +87,7 @@ def _announce(info: LoadedInfo) -> None:
     note(f"engine: {info.engine}, because {'; '.join(info.engine_because)}")
     note(f"model: {info.path.name}, {'; '.join(info.plan_because)}")
     for warning in info.warnings:
-        typer.secho(f"warning: {warning}", err=True)
+        typer.secho(f"warning: {one_line(warning)}", err=True)
 
 
 @contextlib.contextmanager
@@ -93,12 +97,12 @@ def _progress_bar(name: str, quiet: bool) -> Iterator[Any]:
         yield None
         return
     columns = (
-        TextColumn("loading {task.description}"),
+        TextColumn("loading {task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(name, total=None)
+        task = progress.add_task(one_line(name), total=None)
 
         def on_progress(state: LoadProgress) -> None:
             progress.update(task, completed=state.loaded, total=state.total)

@@ -9,6 +9,7 @@ import typer
 
 from rocllm.cli import _arguments as arguments
 from rocllm.cli._session import chosen, note, opened, say, timings_line
+from rocllm.cli._terminal import for_stream, one_line, visible
 from rocllm.errors import RequestError
 from rocllm.options import LoadOptions, SamplingOptions
 from rocllm.results import Message
@@ -34,6 +35,7 @@ _MULTILINE = '"""'
 def chat(
     ctx: typer.Context,
     model: arguments.Model,
+    raw_output: arguments.RawOutput = False,
     quiet: arguments.Quiet = False,
     system: arguments.System = None,
     max_tokens: arguments.MaxTokens = -1,
@@ -59,18 +61,25 @@ def chat(
     with opened(model, load, quiet=quiet) as loaded:
         if not quiet:
             note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands")
-        _Conversation(loaded, sampling, system, quiet).run()
+        _Conversation(loaded, sampling, system, quiet=quiet, raw=raw_output).run()
 
 
 class _Conversation:
     """The messages so far, and the loop that adds to them."""
 
     def __init__(
-        self, model: TextModel, sampling: SamplingOptions, system: str | None, quiet: bool
+        self,
+        model: TextModel,
+        sampling: SamplingOptions,
+        system: str | None,
+        *,
+        quiet: bool,
+        raw: bool,
     ) -> None:
         self.model = model
         self.sampling = sampling
         self.quiet = quiet
+        self.raw = raw
         self.messages: list[Message] = []
         self.begin(system)
 
@@ -105,10 +114,12 @@ class _Conversation:
             self.begin(rest or None)
         elif name == "/history":
             for message in self.messages:
-                typer.echo(f"{message.role}: {message.content}")
+                said = for_stream(message.content, sys.stdout, raw=self.raw)
+                sys.stdout.write(f"{message.role}: {said}\n")
         elif name == "/info":
             info = self.model.info
-            typer.echo(f"{info.path}\n{info.engine}\n" + "\n".join(info.because))
+            for line in (str(info.path), info.engine, *info.because):
+                typer.echo(one_line(line))
         else:
             typer.echo(f"unknown command {name}; /help lists them", err=True)
 
@@ -118,12 +129,12 @@ class _Conversation:
         try:
             with stream:
                 for token in stream:
-                    say(token, quiet=self.quiet)
+                    say(token, quiet=self.quiet, raw=self.raw)
         except KeyboardInterrupt:
             typer.echo("\n[stopped]", err=True)
         except RequestError as exc:
             # The conversation goes on without this question; nothing that was said is lost.
-            typer.echo(f"\nerror: {exc}", err=True)
+            typer.echo(f"\nerror: {visible(str(exc))}", err=True)
             return
         typer.echo()
         self.messages += [question, Message("assistant", stream.text)]

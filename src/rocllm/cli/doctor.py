@@ -21,6 +21,7 @@ from rich.text import Text
 
 from rocllm.catalog import resolve_model
 from rocllm.cli._arguments import require_machine
+from rocllm.cli._terminal import one_line
 from rocllm.doctor import (
     Finding,
     Verdict,
@@ -165,23 +166,18 @@ def _lines(found: Finding, ids: Sequence[str], width: int) -> Iterator[tuple[str
         for line in _wrapped(found.remedy, " " * _ID_AT + "-> ", _ID_AT + 3, width):
             yield line, ""
     if found.command is not None:  # in one piece, so that it can be copied
-        yield " " * _ID_AT + f"$ {_printable(found.command)}", "bold"
+        yield " " * _ID_AT + f"$ {one_line(found.command)}", "bold"
 
 
 def _wrapped(text: str, first: str, indent: int, width: int) -> list[str]:
     return textwrap.wrap(
-        _printable(" ".join(text.split())),
+        one_line(" ".join(text.split())),
         width,
         initial_indent=first,
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _printable(text: str) -> str:
-    """Names of files and values of variables may hold anything; a terminal may obey it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _summary(findings: Sequence[Finding]) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rocllm.catalog import DiscoveredModel, Source, discover_models
+from rocllm.cli._terminal import one_line
 from rocllm.units import format_bytes, format_count
 
 HELP = """List the models on this machine.
@@ -74,7 +75,7 @@ def _print(console: Console, found: tuple[DiscoveredModel, ...]) -> None:
         console.print("no models; fetch one: rocllm pull demo")
     for model in found:
         if model.problem is not None:
-            text = f"not usable: {_printable(str(model.path))}: {_printable(model.problem)}"
+            text = f"not usable: {one_line(str(model.path))}: {one_line(model.problem)}"
             console.print(Text(text, style="yellow"), soft_wrap=True)
 
 
@@ -99,8 +100,8 @@ def _table(models: list[DiscoveredModel]) -> Table:
 
 def _row(model: DiscoveredModel) -> tuple[str, ...]:
     return (
-        f"  {_printable(model.name)}",
-        _printable(model.architecture or "-"),
+        f"  {one_line(model.name)}",
+        one_line(model.architecture or "-"),
         "-" if model.parameter_count is None else format_count(model.parameter_count),
         model.quantization or "-",
         "-" if model.file_size is None else format_bytes(model.file_size),
@@ -120,11 +121,3 @@ def _notes(model: DiscoveredModel) -> list[str]:
     if model.chat_template is False:
         notes.append("no template")
     return notes
-
-
-def _printable(text: str) -> str:
-    """The text with nothing in it that a terminal would obey; a newline is shown as `\\n`."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
-        for char in text
-    )

@@ -17,6 +17,7 @@ from rocllm.backends.decide import engine_name
 from rocllm.catalog import resolve_companions, resolve_model
 from rocllm.cli import _arguments as arguments
 from rocllm.cli._session import chosen
+from rocllm.cli._terminal import one_line
 from rocllm.devices import choose_devices, discover_devices
 from rocllm.errors import DoesNotFit, OptionsError, RocllmError
 from rocllm.gguf import ModelInfo, read_model_info
@@ -188,9 +189,10 @@ def _print(console: Console, path: Path, planned: MemoryPlan, problem: DoesNotFi
     )
     console.print(
         Text(
-            f"{path.name}: context {settings.ctx_size}, parallel {settings.parallel}, {layers}, "
-            f"cache {settings.cache_type_k}/{settings.cache_type_v}, flash attention "
-            f"{'on' if settings.flash_attn else 'off'}"
+            f"{one_line(path.name)}: context {settings.ctx_size}, "
+            f"parallel {settings.parallel}, {layers}, "
+            f"cache {settings.cache_type_k}/{settings.cache_type_v}, "
+            f"flash attention {'on' if settings.flash_attn else 'off'}"
         )
     )
     width = max(10, *(len(_label(part)) + 1 for part in planned.parts))
@@ -205,7 +207,7 @@ def _print(console: Console, path: Path, planned: MemoryPlan, problem: DoesNotFi
     if problem is None:
         console.print()
         for reason in (*planned.because, *planned.remarks):
-            console.print(Text(reason))
+            console.print(Text(one_line(reason)))
 
 
 def _label(part: Part) -> str:

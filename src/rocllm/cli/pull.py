@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from rocllm import catalog
 from rocllm.cli._arguments import Device
+from rocllm.cli._terminal import one_line
 from rocllm.devices import choose_devices, discover_devices
 from rocllm.errors import DoesNotFit, ModelNotFound
 from rocllm.gguf import ModelInfo
@@ -98,7 +99,7 @@ def _pull_hub(name: str, wanted: Sequence[str]) -> Path:
             device=f"{format_bytes(_total(memory))} of {label}",
             progress=progress,
             chosen=lambda reason: console.print(
-                reason, highlight=False, markup=False, soft_wrap=True
+                one_line(reason), highlight=False, markup=False, soft_wrap=True
             ),
         )
 

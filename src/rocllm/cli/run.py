@@ -11,6 +11,7 @@ import typer
 
 from rocllm.cli import _arguments as arguments
 from rocllm.cli._session import chosen, note, opened, say, timings_line
+from rocllm.cli._terminal import escaped_json
 from rocllm.client import TokenStream
 from rocllm.errors import OptionsError
 from rocllm.options import LoadOptions, SamplingOptions
@@ -21,7 +22,7 @@ HELP = """Answer one prompt.
 
 The prompt is put through the model's chat template, if it has one; with --raw it is continued as it
 is. Without PROMPT, or with -, it is read from standard input. The answer goes to standard output,
-everything else to standard error.
+everything else to standard error. Control characters in it are shown where that is a terminal.
 """
 
 
@@ -45,6 +46,7 @@ def run(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The whole result as JSON.")] = False,
+    raw_output: arguments.RawOutput = False,
     quiet: arguments.Quiet = False,
     system: arguments.System = None,
     max_tokens: arguments.MaxTokens = 256,
@@ -81,10 +83,11 @@ def run(
         with _stream(loaded, text, system, raw, sampling) as stream:
             if json_output:
                 answer = _as_json(loaded, stream.read())
-                typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+                document = json.dumps(answer, ensure_ascii=False, indent=2)
+                typer.echo(escaped_json(document))
                 return
             for token in stream:
-                say(token, quiet=quiet)
+                say(token, quiet=quiet, raw=raw_output)
         typer.echo()
         if not quiet:
             note(timings_line(stream.usage, stream.timings))

@@ -15,6 +15,7 @@ import typer
 from rocllm.catalog import resolve_model
 from rocllm.cli._arguments import Model
 from rocllm.cli._session import opened
+from rocllm.cli._terminal import one_line
 from rocllm.errors import ModelFileError
 from rocllm.gguf import (
     ArrayInfo,
@@ -72,7 +73,7 @@ def show(
         rows.append(("problem", ": ".join(filter(None, (problem.what, problem.why)))))
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
-        typer.echo(f"{label:<{width}}  {_printable(text)}")
+        typer.echo(f"{label:<{width}}  {one_line(text)}")
 
 
 def _show_template(path: Path) -> None:
@@ -87,7 +88,7 @@ def _show_template(path: Path) -> None:
 
 
 def _lines(text: str) -> str:
-    return "\n".join(_printable(line) for line in text.split("\n"))
+    return "\n".join(one_line(line) for line in text.split("\n"))
 
 
 def _about_model(info: ModelInfo) -> Iterator[tuple[str, str]]:
@@ -138,11 +139,6 @@ def _per_layer(numbers: tuple[int, ...]) -> str:
     """`8`, or `0 to 8` where layers differ."""
     low, high = min(numbers, default=0), max(numbers, default=0)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _printable(text: str) -> str:
-    """Text out of a file on one line, without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def _as_json(
