@@ -6,6 +6,7 @@ Each function takes the environment as a mapping, so that a test or a bug report
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,8 +45,14 @@ def model_dirs(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """`HOME`, or the home directory of the password database."""
-    return Path(environ["HOME"]) if environ.get("HOME") else Path("~").expanduser()
+    """`HOME`, or the home directory of the password database; `/` for a user who is not in it."""
+    if environ.get("HOME"):
+        return Path(environ["HOME"])
+    try:
+        # Not expanduser, which reads the process's own HOME.
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a container that was given any number as its user
+        return Path("/")
 
 
 def data_dir(environ: Mapping[str, str]) -> Path:
