@@ -74,11 +74,11 @@ def connection_lost(what: str, endpoint: object, why: str | None = None) -> Conn
     )
 
 
-def unreachable(what: str, endpoint: object, exc: OSError) -> ConnectionLost:
-    """There is nobody to talk to."""
+def unreachable(what: str, endpoint: object, exc: Exception) -> ConnectionLost:
+    """There is nobody to talk to, or that is no address: a name or a number that cannot be one."""
     return ConnectionLost(
         f"{what}: no connection to {endpoint}",
-        why=exc.strerror or str(exc),
+        why=getattr(exc, "strerror", None) or str(exc),
         remedy="check that the server runs and listens there",
     )
 

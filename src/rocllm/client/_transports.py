@@ -43,7 +43,7 @@ class Pool:
         except TimeoutError as exc:
             timeout = ("connect_timeout", self._connect_timeout)
             raise timed_out(what, self.endpoint, timeout) from exc
-        except OSError as exc:
+        except (OSError, ValueError, OverflowError) as exc:
             raise unreachable(what, self.endpoint, exc) from exc
         self._open.add(connection)
         if self.closed:  # meanwhile
