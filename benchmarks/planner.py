@@ -5,8 +5,9 @@
 Three parts. Small models of ten architectures, and the real ones that are installed, are loaded by
 the embedded server on the CPU. With a native llama-server (`scripts/native`) a second device is
 made of an RPC server: models are loaded with every number of layers on it from none to all, and
-split over two such devices; models with their real dimensions, whose weights are a hole in the
-file, are laid out there, as llama-server does before it allocates anything.
+split over two such devices, alone and with a draft model and a projector; models with their real
+dimensions, whose weights are a hole in the file, are laid out there, as llama-server does before it
+allocates anything.
 
 Targets: weights within 1 %, KV cache and state exact, compute within 10 %. The exit code says
 whether they are met. Sizes are those of llama-server's log: to 0.01 MiB, laid-out ones in whole
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -35,11 +37,23 @@ from rocllm import env
 from rocllm.catalog import resolve_model
 from rocllm.errors import ModelNotFound, OptionsError
 from rocllm.gguf import ModelInfo, read_model_info
-from rocllm.memory import Kind, Part, Settings, estimate_parts, shape_of
+from rocllm.memory import (
+    Companions,
+    Kind,
+    Owner,
+    Part,
+    Settings,
+    estimate_parts,
+    read_companions,
+    shape_of,
+)
 from rocllm.memory.kv import check_cache_types
+from rocllm.options import LoadOptions
 from rocllm.server import ServerBinary, find_server
+from rocllm.testing.gguf_writer import write_gguf
 from rocllm.testing.measure_memory import actual_parts, load_buffers, mapped_range
 from rocllm.testing.model_zoo import REAL_MODELS, real_model, small_models
+from rocllm.testing.tiny_models import tiny_mmproj
 
 MIB = 2**20
 TARGETS: Mapping[Kind, float] = {
@@ -57,11 +71,21 @@ CPU_SETTINGS = (
     Settings(ctx_size=2048, parallel=1, flash_attn=False),
     Settings(ctx_size=4096, parallel=2, cache_type_k="q8_0", flash_attn=False),
 )
+WITH_DRAFT = (
+    Settings(ctx_size=2048, draft_n_max=3),
+    Settings(ctx_size=1024, parallel=4, draft_n_max=3, cache_type_k="q8_0", cache_type_v="q8_0"),
+    Settings(ctx_size=256, parallel=64, draft_n_max=3),
+)
+PROJECTORS = (
+    ("gemma3", {"image_size": 896, "n_embd": 1152, "n_head": 16, "n_ff": 4304}),
+    ("idefics3", {"image_size": 512, "patch_size": 16, "n_embd": 768, "n_head": 12, "n_ff": 3072}),
+)
 LAID_OUT = (
     Settings(ctx_size=4096, n_gpu_layers=-1),
     Settings(ctx_size=16384, parallel=4, n_gpu_layers=-1, cache_type_k="q8_0", cache_type_v="q8_0"),
     Settings(ctx_size=8192, parallel=2, n_gpu_layers=-1, flash_attn=False),
     Settings(ctx_size=32768, n_gpu_layers=-1, ubatch_size=2048),
+    Settings(ctx_size=512, parallel=64, n_gpu_layers=-1),
 )
 _DEADLINE = 60.0
 _TABLE_ROW = re.compile(r"\|\s+- (\S+).*\|.*?(?:\(\s*\d+ =\s+|\d+ =\s+)(\d+) \+\s+(\d+) \+\s+(\d+)")
@@ -124,6 +148,7 @@ def _on_cpu(folder: Path, quick: bool) -> Iterator[Row]:
                 buffers = load_buffers(binary, path, settings, os.environ)
                 actual = actual_parts(buffers, ())
                 yield from _rows(path.stem, info, settings, actual, 0, rounding=MIB // 100)
+    yield from _with_companions(binary, folder, quick, ())
 
 
 def _on_native(folder: Path, quick: bool) -> Iterator[Row]:
@@ -135,6 +160,8 @@ def _on_native(folder: Path, quick: bool) -> Iterator[Row]:
     yield from _layer_by_layer(binary, folder, quick)
     print(f"\nlayers on RPC0 and RPC1\n{_heading()}")
     yield from _on_two(binary, folder, quick)
+    print(f"\nwith a draft model and a projector on RPC0 and RPC1\n{_heading()}")
+    yield from _with_companions(binary, folder, quick, (-1, 10, 0))
     print(f"\nreal dimensions, laid out on RPC0\n{_heading()}")
     for name in REAL_MODELS:
         path = real_model(name).write(folder / f"{name}.gguf")
@@ -161,15 +188,54 @@ def _on_two(binary: ServerBinary, folder: Path, quick: bool) -> Iterator[Row]:
             yield from _on_devices(binary, path, settings, 2)
 
 
-def _on_devices(binary: ServerBinary, path: Path, settings: Settings, count: int) -> Iterator[Row]:
+def _with_companions(
+    binary: ServerBinary, folder: Path, quick: bool, layers: Sequence[int]
+) -> Iterator[Row]:
+    """The demo model as its own draft, and with projectors. layers: of the draft on a device."""
+    try:
+        demo = resolve_model("demo", os.environ)
+    except ModelNotFound:
+        return
+    for settings in WITH_DRAFT[:1] if quick else WITH_DRAFT:
+        if not layers:
+            yield from _on_devices(binary, demo, settings, 0, LoadOptions(model_draft=demo))
+        for count in layers:
+            there = replace(settings, n_gpu_layers=-1, n_gpu_layers_draft=count)
+            yield from _on_devices(binary, demo, there, 1, LoadOptions(model_draft=demo))
+    if layers:
+        both = replace(WITH_DRAFT[0], n_gpu_layers=-1, n_gpu_layers_draft=-1, split=(20, 11))
+        yield from _on_devices(binary, demo, both, 2, LoadOptions(model_draft=demo))
+    for kind, sizes in PROJECTORS:
+        path = folder / f"mmproj-{kind}.gguf"
+        write_gguf(path, *tiny_mmproj(kind, n_embd_text=576, **sizes))
+        for flash_attn in (True, False):
+            settings = Settings(
+                ctx_size=512, flash_attn=flash_attn, n_gpu_layers=-1 if layers else 0
+            )
+            yield from _on_devices(
+                binary, demo, settings, 1 if layers else 0, LoadOptions(mmproj=path)
+            )
+
+
+def _on_devices(
+    binary: ServerBinary,
+    path: Path,
+    settings: Settings,
+    count: int,
+    options: LoadOptions = LoadOptions(),  # noqa: B008
+) -> Iterator[Row]:
     names = [f"RPC{number}" for number in range(count)]
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(_rpc_server(binary)) for _ in names]
-        flags = ["--rpc", ",".join(servers)]
-        if settings.split:
-            flags += ["--tensor-split", ",".join(map(str, settings.split))]
         buffers = load_buffers(
-            binary, path, settings, os.environ, device_names=names, extra_flags=flags
+            binary,
+            path,
+            settings,
+            os.environ,
+            device_names=names,
+            extra_flags=["--rpc", ",".join(servers)] if servers else [],
+            mmproj=options.mmproj,
+            model_draft=options.model_draft,
         )
     # Each server calls its only device RPC0.
     numbers = {f"RPC0[{address}]": f"RPC{number}" for number, address in enumerate(servers)}
@@ -177,8 +243,8 @@ def _on_devices(binary: ServerBinary, path: Path, settings: Settings, count: int
         replace(buffer, device=numbers.get(buffer.device, buffer.device)) for buffer in buffers
     )
     actual = actual_parts(buffers, names)
-    info = read_model_info(path)
-    yield from _rows(path.stem, info, settings, actual, count, rounding=MIB // 100)
+    info, beside = read_model_info(path), read_companions(options, path)
+    yield from _rows(path.stem, info, settings, actual, count, beside, rounding=MIB // 100)
 
 
 def _laid_out(binary: ServerBinary, path: Path, quick: bool) -> Iterator[Row]:
@@ -210,29 +276,35 @@ def _rows(
     settings: Settings,
     actual: Sequence[Part],
     n_gpus: int,
+    beside: Companions = Companions(),  # noqa: B008
     *,
     rounding: int,
 ) -> Iterator[Row]:
-    predicted = list(estimate_parts(shape_of(info), settings, n_gpus))
+    predicted = list(estimate_parts(shape_of(info), settings, n_gpus, beside))
     if rounding == MIB:  # the table does not tell cache and state apart
         predicted = [
             replace(part, kind="KV cache") if part.kind == "state" else part for part in predicted
         ]
-    for gpu in (*range(n_gpus), None):
+    owners = dict.fromkeys(part.of for part in predicted)
+    for gpu, of in itertools.product((*range(n_gpus), None), owners):
         comparisons = []
         for kind in KINDS if rounding < MIB else KINDS[:-1]:  # the table has no output
-            expected = _size(predicted, gpu, kind)
-            found = _size(actual, gpu, kind)
+            expected = _size(predicted, gpu, of, kind)
+            found = _size(actual, gpu, of, kind)
             if gpu is None and kind == "weights" and rounding < MIB:
-                expected = mapped_range(info, settings, n_gpus)
+                if of == "draft":  # which range of its file is mapped says nothing
+                    continue
+                if of == "model":
+                    expected = mapped_range(info, settings, n_gpus)
             if expected or found:
                 # Windowed models have two caches, each of which is rounded.
                 comparisons.append(Comparison(kind, expected, found, 2 * rounding))
-        yield Row(model, settings, "host" if gpu is None else f"gpu {gpu}", tuple(comparisons))
+        place = "host" if gpu is None else f"gpu {gpu}"
+        yield Row(model if of == "model" else of, settings, place, tuple(comparisons))
 
 
-def _size(parts: Sequence[Part], gpu: int | None, kind: Kind) -> int:
-    return sum(part.size for part in parts if part.gpu == gpu and part.kind == kind)
+def _size(parts: Sequence[Part], gpu: int | None, of: Owner, kind: Kind) -> int:
+    return sum(part.size for part in parts if (part.gpu, part.of, part.kind) == (gpu, of, kind))
 
 
 def _table(binary: ServerBinary, path: Path, settings: Settings, address: str) -> tuple[Part, ...]:

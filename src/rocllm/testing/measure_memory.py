@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def load_buffers(
     *,
     device_names: Sequence[str] = (),
     extra_flags: Sequence[str] = (),
-    mmproj: Path | None = None,
-    model_draft: Path | None = None,
+    mmproj: str | os.PathLike[str] | None = None,
+    model_draft: str | os.PathLike[str] | None = None,
 ) -> tuple[Buffer, ...]:
     """The buffers that `binary` reports for a model loaded like this; nothing is left running."""
     run_dir = RunDir.create(environ)
