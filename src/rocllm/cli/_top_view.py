@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rocllm.cli._terminal import one_line
 from rocllm.cli._top_look import Look, Model
 from rocllm.devices import Device, DeviceSample
 from rocllm.units import format_bytes
@@ -18,8 +19,8 @@ _BAR = 8
 _WIDE, _NARROW = 110, 72
 # Shares of the memory from which the bar is a warning, and an alarm.
 _MUCH, _FULL = 0.85, 0.95
-# Lines that are not those of devices: header, captions, host, empty lines.
-_OTHER_LINES = 8
+# Header, captions, empty lines, main memory, and how many more GPUs there are.
+_OTHER_LINES = 7
 _MOST_OTHERS = 4
 _STATES = {"loading": "loading", "busy": "prompt", "unreachable": "no answer"}
 
@@ -31,16 +32,14 @@ def frame(
 
     height: lines that there are; `None`: as many as are needed.
     """
-    room = None if height is None else max(1, height - _OTHER_LINES - 2 * len(look.models))
-    parts: list[RenderableType] = [_header(look, hint), Text()]
-    parts.append(_devices(look, console, room))
     remarks = tuple(_remarks(look))
-    parts += (Text(), *remarks) if remarks else ()
-    parts.append(Text())
-    parts.append(
-        _models(look, console.width) if look.models else Text("no model is running", "dim")
-    )
-    return Group(*parts)
+    if remarks:
+        remarks = (Text(), *remarks)
+    others = _OTHER_LINES + len(look.models) + len(remarks)
+    room = None if height is None else max(1, height - others)
+    models = _models(look, console.width) if look.models else Text("no model is running", "dim")
+    devices = _devices(look, console, room)
+    return Group(_header(look, hint), Text(), devices, *remarks, Text(), models)
 
 
 def _header(look: Look, hint: str) -> Text:
@@ -145,13 +144,13 @@ def _remarks(look: Look) -> Iterator[Text]:
     if not look.samples:
         yield Text("no AMD GPU that the amdgpu driver runs: models run on the CPU")
     for problem in look.machine.problems:
-        yield Text(f"problem: {printable(str(problem))}", "yellow")
+        yield Text(f"problem: {one_line(str(problem))}", "yellow")
     for spill in look.spills:
-        yield Text(f"{spill.device.label}: {printable(str(spill))}", "red")
+        yield Text(f"{spill.device.label}: {one_line(str(spill))}", "red")
     ours = {model.server.pid for model in look.models}
     for sample in look.samples:
         others = [
-            f"{printable(use.name)} ({use.pid}) {format_bytes(use.vram)}"
+            f"{one_line(use.name)} ({use.pid}) {format_bytes(use.vram)}"
             for use in look.processes
             if use.device == sample.device and use.pid not in ours and use.vram
         ]
@@ -186,7 +185,7 @@ def _model_cells(model: Model, now: float) -> dict[str, Text]:
     waiting = None if status is None else status.waiting
     size = sum(use.vram + (use.gtt or 0) for use in model.uses) or model.resident
     return {
-        "model": _shortened(printable(server.alias or (path.name if path else "?"))),
+        "model": _shortened(one_line(server.alias or (path.name if path else "?"))),
         "pid": Text(str(server.pid)),
         "on": Text(_place(model)),
         "memory": Text("-" if size is None else format_bytes(size)),
@@ -203,7 +202,7 @@ def _place(model: Model) -> str:
     if model.uses:
         return " ".join(_short(use.device) for use in model.uses)
     names = model.server.device_names
-    return "?" if names is None else printable(",".join(names)) or "CPU"
+    return "?" if names is None else one_line(",".join(names)) or "CPU"
 
 
 def _short(device: Device) -> str:
@@ -242,8 +241,3 @@ def _age(seconds: float) -> str:
     minutes, rest = divmod(max(0, int(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey; a model file may call itself anything."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
