@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.integration.engine import Change, engine_after, load, tiny
 
-import rocllm
 from rocllm.errors import (
     InvalidGGUF,
     ModelNotFound,
@@ -20,35 +17,7 @@ from rocllm.errors import (
     UnsupportedArchitecture,
 )
 from rocllm.gguf import read_gguf
-from rocllm.options import RestartPolicy
-from rocllm.testing.gguf_writer import Tensor, Value, write_gguf
-from rocllm.testing.tiny_models import tiny_llama
-
-ONCE = RestartPolicy(max_restarts=0)
-Change = Callable[[dict[str, Value], list[Tensor]], object]
-
-
-def tiny(path: Path, change: Change = lambda _metadata, _tensors: None) -> Path:
-    """A small model that the real server loads, unless it is changed."""
-    metadata, tensors = tiny_llama()
-    change(metadata, tensors)
-    return write_gguf(path, metadata, tensors, data="random")
-
-
-def server_after(script: str, path: Path) -> Path:
-    """The real server, which does something to its model just before it loads it."""
-    engine = shlex.join((sys.executable, "-m", "rocllm.server.embedded"))
-    path.write_text(
-        f'#!/bin/sh\nif [ "$1" = --model ]; then model=$2; {script}; fi\nexec {engine} "$@"\n'
-    )
-    path.chmod(0o755)
-    return path
-
-
-def load(path: Path, **options: object) -> rocllm.TextModel:
-    """Load it, as small as can be."""
-    chosen = {"threads": 1, "restart": ONCE, "llama_server": "embedded", **options}
-    return rocllm.load_model(path, **chosen)  # type: ignore[arg-type]
+from rocllm.testing.gguf_writer import Tensor, Value
 
 
 def test_the_file_is_sound(tmp_path: Path) -> None:
@@ -94,7 +63,7 @@ def test_a_file_that_breaks_just_before_it_is_loaded(
     """The server's own words are understood, too: the file was sound when rocllm read it."""
     path = tiny(tmp_path / "model.gguf")
     with pytest.raises(error) as caught:
-        load(path, llama_server=server_after(script, tmp_path / "llama-server"))
+        load(path, llama_server=engine_after(script, tmp_path / "llama-server"))
     assert caught.value.cause == cause
     assert not caught.value.retryable
     assert "it said: " in str(caught.value)

@@ -157,7 +157,8 @@ _MEMORY = (
         r"bad_alloc|[Cc]annot allocate memory(?! in static TLS)|\bMemoryError\b"
         r"|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer|ErrorOutOfHostMemory"
         r"|failed to allocate +[\d.]+ MB|posix_memalign failed with error 12"
-        r"|insufficient memory \(attempted to allocate",
+        r"|insufficient memory \(attempted to allocate|_PyErr_NoMemory"
+        r"|failed to map segment from shared object(?!: (?:Operation not|Permission))",
         OutOfMemory,
         "the machine's memory, or what this process may use of it, is not enough",
         f"{_SMALLER}; `ulimit -v` shows whether there is a limit",
@@ -278,7 +279,7 @@ _SYSTEM = (
     _rule(
         "open_files_limit",
         "Too many open files",
-        r"Too many open files",
+        r"Too many open files|cannot open shared object file: Error 24",
         StartFailed,
         "the server may not open as many files as it needs",
         "raise the limit: `ulimit -n`",

@@ -1,0 +1,39 @@
+"""Small models on the real engine, and wrappers of the engine that break something."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import rocllm
+from rocllm.options import RestartPolicy
+from rocllm.testing.gguf_writer import Tensor, Value, write_gguf
+from rocllm.testing.tiny_models import tiny_llama
+
+ONCE = RestartPolicy(max_restarts=0)
+Change = Callable[[dict[str, Value], list[Tensor]], object]
+
+
+def tiny(path: Path, change: Change = lambda _metadata, _tensors: None) -> Path:
+    """A small model that the real engine loads, unless it is changed."""
+    metadata, tensors = tiny_llama()
+    change(metadata, tensors)
+    return write_gguf(path, metadata, tensors, data="random")
+
+
+def engine_after(script: str, path: Path) -> Path:
+    """The embedded engine, which runs a shell script before it loads its model, `$model`."""
+    engine = shlex.join((sys.executable, "-m", "rocllm.server.embedded"))
+    path.write_text(
+        f'#!/bin/sh\nif [ "$1" = --model ]; then model=$2; {script}; fi\nexec {engine} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def load(path: Path, **options: object) -> rocllm.TextModel:
+    """Load it on one thread, and leave it at that when it crashes."""
+    chosen = {"threads": 1, "restart": ONCE, "llama_server": "embedded", **options}
+    return rocllm.load_model(path, **chosen)  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Limits of the system, on the real engine: memory, threads, open files."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+from tests.integration.engine import engine_after, load, tiny
+
+from rocllm.errors import OutOfMemory, RocllmError, StartFailed
+
+
+def memory(pid: int | None, name: str) -> int:
+    """Bytes of address space: `VmSize` is what it has now, `VmPeak` the most that it has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0]) * 1024
+
+
+@pytest.fixture(scope="module")
+def peak(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The address space that a load takes at most, in bytes."""
+    with load(tiny(tmp_path_factory.mktemp("peak") / "model.gguf")) as model:
+        return memory(model.info.pid, "VmPeak")
+
+
+@pytest.mark.parametrize("percent", [2, 5, 10, 20, 30, 40, 50])
+def test_too_little_address_space(tmp_path: Path, peak: int, percent: int) -> None:
+    """Wherever it ends, in the loader, in Python, in a thread or in llama.cpp: it is named."""
+    script = f"ulimit -v {peak // 1024 * percent // 100}"
+    with pytest.raises((OutOfMemory, StartFailed)) as caught:
+        load(
+            tiny(tmp_path / "model.gguf"),
+            llama_server=engine_after(script, tmp_path / "llama-server"),
+        )
+    assert caught.value.cause in ("out_of_host_memory", "thread_limit")
+    assert isinstance(caught.value, OutOfMemory) is (caught.value.cause == "out_of_host_memory")
+    assert not caught.value.retryable
+
+
+def test_the_weights_do_not_fit(tmp_path: Path, demo_model: Path, peak: int) -> None:
+    """It says what was planned, too."""
+    script = f"ulimit -v {(peak + demo_model.stat().st_size // 2) // 1024}"
+    with pytest.raises(OutOfMemory, match=r"planned: .* in host memory") as caught:
+        load(demo_model, llama_server=engine_after(script, tmp_path / "llama-server"))
+    assert caught.value.cause == "out_of_host_memory"
+    assert not caught.value.retryable
+
+
+def test_memory_runs_out_while_generating(demo_model: Path) -> None:
+    """The server ends; it is not started again, as the same would happen again."""
+    with load(demo_model, ctx_size=512) as model:
+        pid = model.info.pid
+        assert pid is not None
+        size = memory(pid, "VmSize")
+        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+        with pytest.raises(OutOfMemory, match="while serving") as caught:
+            model.generate("1, 2, 3,", max_tokens=64).read()
+        assert caught.value.cause == "out_of_host_memory"
+        assert not caught.value.retryable
+
+
+def test_a_request_for_which_memory_does_not_suffice(demo_model: Path) -> None:
+    """The server refuses it; nothing is wrong with what was asked."""
+    with load(demo_model, ctx_size=512) as model:
+        pid = model.info.pid
+        assert pid is not None
+        model.generate("1, 2, 3,", max_tokens=2).read()
+        size = memory(pid, "VmSize")
+        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+        with pytest.raises(RocllmError) as caught:
+            model.generate("hello " * 1_000_000, max_tokens=4).read()
+        assert caught.value.cause == "out_of_host_memory"
+        assert not isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("limit", [3, 6])
+def test_too_few_open_files(tmp_path: Path, limit: int) -> None:
+    """In the loader, and in llama.cpp."""
+    with pytest.raises(StartFailed) as caught:
+        load(
+            tiny(tmp_path / "model.gguf"),
+            llama_server=engine_after(f"ulimit -n {limit}", tmp_path / "llama-server"),
+        )
+    assert caught.value.cause == "open_files_limit"
