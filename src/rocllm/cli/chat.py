@@ -52,6 +52,8 @@ def chat(
     cache_type_k: arguments.CacheTypeK = None,
     cache_type_v: arguments.CacheTypeV = None,
     flash_attn: arguments.FlashAttn = None,
+    model_draft: arguments.ModelDraft = None,
+    n_gpu_layers_draft: arguments.NGpuLayersDraft = None,
     threads: arguments.Threads = None,
     llama_server: arguments.LlamaServer = None,
 ) -> None:
