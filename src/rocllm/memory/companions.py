@@ -116,8 +116,8 @@ def draft_settings(settings: Settings, draft: Shape) -> Settings:
 def projector_of(gguf: GGUFFile) -> Projector:
     """What planning needs to know of a projector. Raises `OptionsError` for another kind of file.
 
-    >>> projector_of(read_gguf("mmproj-gemma-3-4b-it-f16.gguf")).weights  # doctest: +SKIP
-    851105280
+    >>> projector_of(read_gguf("mmproj-gemma-3-4b-it-f16.gguf")).checked  # doctest: +SKIP
+    True
     """
     if gguf.metadata.get("general.architecture") != "clip":
         raise OptionsError(
@@ -150,7 +150,10 @@ def _encoder(gguf: GGUFFile, part: str, positions: int) -> Encoder:
 
 
 def _encoder_size(one: Encoder, flash_attn: bool) -> int:
-    """In a feed-forward step, or while every head's score of every position is kept."""
+    """In a feed-forward step, or while every head's score of every position is kept.
+
+    Found by loading projectors of real widths with b11434 and b11549; docs/memory.md.
+    """
     positions = one.positions + one.summary
     widths = [(3 + one.summary) * one.embedding_length + one.feed_forward_length]
     if not flash_attn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -27,9 +28,11 @@ class Flag:
     apply: Callable[[Any, Any, str], None]
 
 
-def _field(name: str, convert: Callable[[str], Any]) -> Callable[[Any, Any, str], None]:
+def _field(path: str, convert: Callable[[str], Any]) -> Callable[[Any, Any, str], None]:
+    *parents, name = path.split(".")
+
     def apply(_xllamacpp: Any, params: Any, value: str) -> None:
-        setattr(params, name, convert(value))
+        setattr(functools.reduce(getattr, parents, params), name, convert(value))
 
     return apply
 
@@ -43,33 +46,6 @@ def _enum(name: str, kind: str, members: dict[str, str]) -> Callable[[Any, Any, 
         if value not in members:
             raise ValueError(f"one of {', '.join(members)} is expected")
         setattr(params, name, getattr(getattr(xllamacpp, kind), members[value]))
-
-    return apply
-
-
-def _set_model(_xllamacpp: Any, params: Any, value: str) -> None:
-    params.model.path = value
-
-
-def _set_threads(_xllamacpp: Any, params: Any, value: str) -> None:
-    params.cpuparams.n_threads = int(value)
-
-
-def _set_threads_batch(_xllamacpp: Any, params: Any, value: str) -> None:
-    params.cpuparams_batch.n_threads = int(value)
-
-
-def _set_mmproj(_xllamacpp: Any, params: Any, value: str) -> None:
-    params.mmproj.path = value
-
-
-def _set_model_draft(_xllamacpp: Any, params: Any, value: str) -> None:
-    params.speculative.draft.mparams.path = value
-
-
-def _set_draft(name: str, convert: Callable[[str], Any]) -> Callable[[Any, Any, str], None]:
-    def apply(_xllamacpp: Any, params: Any, value: str) -> None:
-        setattr(params.speculative.draft, name, convert(value))
 
     return apply
 
@@ -110,7 +86,7 @@ _CACHE = {
 }
 
 FLAGS: tuple[Flag, ...] = (
-    Flag(("-m", "--model"), "FNAME", "model path to load", _set_model),
+    Flag(("-m", "--model"), "FNAME", "model path to load", _field("model.path", str)),
     Flag(
         ("-a", "--alias"), "STRING", "model name for the API", _field("model_alias", lambda v: {v})
     ),
@@ -179,24 +155,41 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         ("-ctv", "--cache-type-v"), "TYPE", "type of V", _enum("cache_type_v", "ggml_type", _CACHE)
     ),
-    Flag(("-mm", "--mmproj"), "FILE", "projector for images or sound", _set_mmproj),
+    Flag(("-mm", "--mmproj"), "FILE", "projector for images or sound", _field("mmproj.path", str)),
     Flag(
         ("--no-mmproj-offload",),
         "",
         "projector on the CPU",
         _constant("mmproj_use_gpu", False),
     ),
-    Flag(("-md", "--model-draft"), "FNAME", "draft model", _set_model_draft),
+    Flag(
+        ("-md", "--model-draft"),
+        "FNAME",
+        "draft model",
+        _field("speculative.draft.mparams.path", str),
+    ),
     Flag(
         ("-ngld", "--n-gpu-layers-draft"),
         "N",
         "its layers to store in VRAM",
-        _set_draft("n_gpu_layers", int),
+        _field("speculative.draft.n_gpu_layers", int),
     ),
     Flag(("--spec-type",), "none,draft-simple", "how to guess ahead", _set_spec_type),
-    Flag(("--spec-draft-n-max",), "N", "tokens to guess ahead", _set_draft("n_max", int)),
-    Flag(("-t", "--threads"), "N", "CPU threads for generation", _set_threads),
-    Flag(("-tb", "--threads-batch"), "N", "CPU threads for prompts", _set_threads_batch),
+    Flag(
+        ("--spec-draft-n-max",),
+        "N",
+        "tokens to guess ahead",
+        _field("speculative.draft.n_max", int),
+    ),
+    Flag(
+        ("-t", "--threads"), "N", "CPU threads for generation", _field("cpuparams.n_threads", int)
+    ),
+    Flag(
+        ("-tb", "--threads-batch"),
+        "N",
+        "CPU threads for prompts",
+        _field("cpuparams_batch.n_threads", int),
+    ),
     Flag(("--swa-full",), "", "full-size SWA cache", _constant("swa_full", True)),
     Flag(("--cache-ram",), "N", "prompt cache in host RAM, MiB", _field("cache_ram_mib", int)),
     Flag(
