@@ -110,6 +110,12 @@ class Connection(Protocol):
         of the likeliest tokens, without `among`.
         """
 
+    def share_prefix(self, prompt: str | Sequence[int]) -> int:
+        """Compute what many prompts begin with once, for all slots; returns how many have it.
+
+        0: the engine cannot, and computes it with each prompt that needs it.
+        """
+
     def close(self) -> None:
         """End every stream and close every connection."""
 
@@ -145,6 +151,9 @@ class AsyncConnection(Protocol):
         top_k: int = 1,
     ) -> NextToken:
         """The tokens that may follow a prompt, from one forward pass."""
+
+    async def share_prefix(self, prompt: str | Sequence[int]) -> int:
+        """Compute what many prompts begin with once, for all slots; returns how many have it."""
 
     async def aclose(self) -> None:
         """End every stream and close every connection."""

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from rocllm import env
 from rocllm.backends.base import LoadedInfo, LoadRequest
@@ -217,6 +218,12 @@ class LlamaServerLauncher:
         assert self._endpoint is not None, "nothing was started"
         return self._endpoint
 
+    @property
+    def slot_save_path(self) -> Path:
+        """Where every server of this launcher may save the content of its slots."""
+        assert self._run_dir is not None, "nothing was started"
+        return self._run_dir.slot_save_path
+
     def _start(
         self, decision: Decision, cancel: threading.Event, on_exit: Callable[[], None]
     ) -> LlamaServer:
@@ -280,6 +287,7 @@ class LlamaServerLauncher:
             threads=decision.options.threads,
             mmproj=decision.options.mmproj,
             model_draft=decision.options.model_draft,
+            slot_save_path=run_dir.slot_save_path,
         )
         return build_command(
             decision.binary,

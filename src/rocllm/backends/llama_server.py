@@ -76,6 +76,7 @@ class LlamaServerModel:
             self._launcher.endpoint,
             stream_timeout=self._timeout,
             keeper=_Keeper(self._supervisor),
+            slot_save_path=self._launcher.slot_save_path,
         )
         self._clients.add(client)
         return client
@@ -86,6 +87,7 @@ class LlamaServerModel:
             self._launcher.endpoint,
             stream_timeout=self._timeout,
             keeper=_Keeper(self._supervisor),
+            slot_save_path=self._launcher.slot_save_path,
         )
         self._clients.add(client)
         return client

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from rocllm.client._answer import Answer
@@ -61,8 +64,10 @@ class ClientBase:
         read_timeout: float | None,
         stream_timeout: float | None,
         keeper: Keeper | None,
+        slot_save_path: Path | None,
     ) -> None:
         self.endpoint = endpoint
+        self._slot_save_path = slot_save_path
         self._read_timeout = read_timeout
         self._stream_timeout = stream_timeout
         self._keeper = keeper
@@ -82,6 +87,16 @@ class ClientBase:
         if call.queued:
             return ("stream_timeout", self._stream_timeout)
         return ("read_timeout", self._read_timeout)
+
+    @contextmanager
+    def _slot_file(self) -> Iterator[str]:
+        """The name of a file in which a slot may be saved."""
+        assert self._slot_save_path is not None
+        name = secrets.token_hex(8)
+        try:
+            yield name
+        finally:
+            (self._slot_save_path / name).unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.endpoint}>"

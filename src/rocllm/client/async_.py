@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rocllm.client import _classify, _wire
+from rocllm.client import _classify, _prefix, _wire
 from rocllm.client._base import (
     DEFAULT_SAMPLING,
     MAX_BODY,
@@ -54,8 +55,9 @@ class AsyncClient(ClientBase):
         read_timeout: float | None = 30.0,
         stream_timeout: float | None = 600.0,
         keeper: Keeper | None = None,
+        slot_save_path: Path | None = None,
     ) -> None:
-        super().__init__(endpoint, read_timeout, stream_timeout, keeper)
+        super().__init__(endpoint, read_timeout, stream_timeout, keeper, slot_save_path)
         self._pool = Pool(endpoint, connect_timeout)
 
     async def health(self) -> Health:
@@ -121,6 +123,20 @@ class AsyncClient(ClientBase):
     ) -> NextToken:
         """The tokens that may follow a prompt; see `Client.next_token`."""
         return await self._ask(_classify.next_token(prompt, then, among, top_k))
+
+    async def share_prefix(self, prompt: str | Sequence[int]) -> int:
+        """Compute what many prompts begin with, once for all slots; see `Client.share_prefix`."""
+        if self._slot_save_path is None:
+            return 0
+        with self._slot_file() as filename:
+            steps = _prefix.share_prefix(prompt, filename)
+            answer = None
+            while True:
+                try:
+                    call = steps.send(answer)
+                except StopIteration as end:
+                    return 1 + len(end.value)
+                answer = await self._ask(call)
 
     def interrupt(self) -> None:
         """End every stream and every connection, from any thread; see `Client.interrupt`."""

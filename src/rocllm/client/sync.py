@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rocllm.client import _classify, _wire
+from rocllm.client import _classify, _prefix, _wire
 from rocllm.client._base import (
     DEFAULT_SAMPLING,
     MAX_BODY,
@@ -47,6 +48,7 @@ class Client(ClientBase):
         The server's sign of life between two batches of a prompt starts the time anew.
     keeper: looks after the server, for one who started it: requests wait until it serves, and an
         error tells what became of it.
+    slot_save_path: the server's `--slot-save-path`, where files of it may be removed here.
 
     `None` for a timeout is no timeout. After a fork the child gets connections of its own.
 
@@ -62,8 +64,9 @@ class Client(ClientBase):
         read_timeout: float | None = 30.0,
         stream_timeout: float | None = 600.0,
         keeper: Keeper | None = None,
+        slot_save_path: Path | None = None,
     ) -> None:
-        super().__init__(endpoint, read_timeout, stream_timeout, keeper)
+        super().__init__(endpoint, read_timeout, stream_timeout, keeper, slot_save_path)
         self._pool = Pool(endpoint, connect_timeout)
 
     def health(self) -> Health:
@@ -141,6 +144,23 @@ class Client(ClientBase):
         the likeliest; the server sorts the vocabulary for them, and sends 100 bytes for each.
         """
         return self._ask(_classify.next_token(prompt, then, among, top_k))
+
+    def share_prefix(self, prompt: str | Sequence[int]) -> int:
+        """Compute what many prompts begin with once, and copy it into every slot that is idle.
+
+        Returns how many slots have it; 0 without a `slot_save_path`, and nothing is done then.
+        """
+        if self._slot_save_path is None:
+            return 0
+        with self._slot_file() as filename:
+            steps = _prefix.share_prefix(prompt, filename)
+            answer = None
+            while True:
+                try:
+                    call = steps.send(answer)
+                except StopIteration as end:
+                    return 1 + len(end.value)
+                answer = self._ask(call)
 
     def interrupt(self) -> None:
         """End every stream and every connection; the next request opens another one."""

@@ -43,7 +43,8 @@ class LaunchOptions:
     alias: the model's name in answers. settings: what the plan decided. device_names: llama.cpp's
     names, such as `ROCm0`; empty for the CPU. flash_attn: `on`, `off` or `auto`. load_mode: how
     the file is read. threads: CPU threads. `None` is llama.cpp's choice. mmproj,
-    model_draft: files to load beside it, whole paths.
+    model_draft: files to load beside it, whole paths. slot_save_path: where the content of slots
+    may be saved.
     """
 
     model_path: Path
@@ -55,6 +56,7 @@ class LaunchOptions:
     threads: int | None = None
     mmproj: str | os.PathLike[str] | None = None
     model_draft: str | os.PathLike[str] | None = None
+    slot_save_path: Path | None = None
 
 
 def build_command(
@@ -88,6 +90,8 @@ def build_command(
     if options.threads is not None:
         flags.need("--threads", str(options.threads))
     flags.add("--cache-ram", "0")
+    if options.slot_save_path is not None:
+        flags.add("--slot-save-path", f"{options.slot_save_path}{os.sep}")
     flags.add("--sse-ping-interval", str(SSE_PING_INTERVAL))
     for switch in ("--jinja", "--metrics", "--slots", "--offline"):
         flags.add(switch)

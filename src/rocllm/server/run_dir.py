@@ -107,6 +107,7 @@ class RunDir:
             run_dir = cls(path, owner)
             run_dir.write_owner(child=None)
             run_dir.config_home.mkdir(mode=0o700)
+            run_dir.slot_save_path.mkdir(mode=0o700)
             undo.pop_all()
         return run_dir
 
@@ -119,6 +120,11 @@ class RunDir:
     def config_home(self) -> Path:
         """An empty directory: the child must not read anybody's configuration."""
         return self.path / _CONFIG
+
+    @property
+    def slot_save_path(self) -> Path:
+        """A directory in which the child may save the content of its slots."""
+        return self.path / "slots"
 
     def write_owner(self, child: int | None) -> None:
         """Note whose directory this is."""

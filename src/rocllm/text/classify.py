@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 from array import array
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rocllm.backends import AsyncConnection, Connection, LoadedInfo, LoadedModel
-from rocllm.errors import OptionsError, RocllmError, ServerCrashed
+from rocllm.errors import OptionsError, RequestError, RocllmError, ServerCrashed
 from rocllm.results import BatchProgress, ClassifyResult, NextToken, Prompt, Usage
 from rocllm.text._labels import (
     AskNext,
@@ -36,13 +37,18 @@ MAX_TOP_K = 4096
 # finds all of them taken again. (Measured: docs/classify.md.)
 _REQUESTS_A_SLOT = 2
 
+# Prompts that are looked at for what all begin with, and how much of it is worth the detour.
+_SAMPLE = 8
+_LONG_TEXT = 128
+_LONG_TOKENS = 32
+
 
 @dataclass(slots=True)
 class Question:
     """What is asked of every prompt.
 
     labels: text by name. top_k: of the likeliest tokens. n_vocab: tokens, when the log probability
-    of each is wanted; 0: it is not. tree: the labels as tokens, after `prepare`.
+    of each is wanted; 0: it is not. tree: the labels as tokens, after `read`.
     """
 
     labels: Mapping[str, str]
@@ -50,7 +56,7 @@ class Question:
     n_vocab: int
     tree: Node = field(default_factory=Node)
 
-    def prepare(self) -> Steps[None]:
+    def read(self) -> Steps[None]:
         """Cut the labels into tokens."""
         if self.labels:
             self.tree = yield from read_labels(self.labels)
@@ -92,6 +98,34 @@ class Question:
             logprobs = array("d", (logprob - excess for logprob in logprobs))
         top = told.top if self.top_k is not None else ()
         return ClassifyResult(0, "", token=told.top[0], top=top, logprobs=logprobs)
+
+
+def share(first: Sequence[Prompt], slots: int) -> Steps[None]:
+    """Give every slot what the first prompts have in common at their beginning.
+
+    Not more than saves time: it is no error of theirs when it fails.
+    """
+    texts: list[str | Sequence[int]] = []
+    for prompt in first[:_SAMPLE] if slots > 1 else ():
+        texts += [(yield from _as_text(prompt))]
+    prefix = common_prefix(texts)
+    if len(prefix) >= (_LONG_TEXT if isinstance(prefix, str) else _LONG_TOKENS):
+        yield lambda connection: connection.share_prefix(prefix)
+
+
+def common_prefix(texts: Sequence[str | Sequence[int]]) -> str | Sequence[int]:
+    """What all of several texts, or lists of token ids, begin with.
+
+    >>> common_prefix(["Review: good", "Review: bad"])
+    'Review: '
+    """
+    if len(texts) < 2 or len({isinstance(text, str) for text in texts}) > 1:
+        return ""
+    first, length = texts[0], len(texts[0])
+    for other in texts[1:]:
+        pairs = enumerate(zip(first[:length], other, strict=False))
+        length = next((place for place, (a, b) in pairs if a != b), min(length, len(other)))
+    return first[:length]
 
 
 def checked_question(
@@ -153,13 +187,18 @@ def classify(
                 raise
             return ClassifyResult(index, prompt, error=exc)
 
+    def prepare(first: Sequence[Prompt]) -> None:
+        _run(connection, question.read())
+        with contextlib.suppress(RequestError, OptionsError):
+            _run(connection, share(first, loaded.info.parallel))
+
     return Batch(
         prompts,
         work,
         in_flight=in_flight,
         ordered=ordered,
         cancel=connection.close,
-        prepare=lambda _: _run(connection, question.prepare()),
+        prepare=prepare,
         on_progress=on_progress,
     )
 
@@ -193,8 +232,10 @@ def classify_async(
                 raise
             return ClassifyResult(index, prompt, error=exc)
 
-    async def prepare(_: Sequence[Prompt]) -> None:
-        await _run_async(connection, question.prepare())
+    async def prepare(first: Sequence[Prompt]) -> None:
+        await _run_async(connection, question.read())
+        with contextlib.suppress(RequestError, OptionsError):
+            await _run_async(connection, share(first, loaded.info.parallel))
 
     return AsyncBatch(
         prompts,
