@@ -95,3 +95,16 @@ def test_memory_is_given_back_before_a_restart(demo_model: Path, tmp_path: Path)
             os.kill(model.info.pid, signal.SIGKILL)
             assert model.generate("1, 2,", max_tokens=2).read().text
     assert log.read_text().split() == [before] * 3
+
+
+def test_what_is_wrong_with_the_gpu_is_said(demo_model: Path, tmp_path: Path) -> None:
+    """A model runs on it all the same."""
+    root = write_tree(tmp_path / "root", DESKTOP)
+    server = write_fake_llama_server(tmp_path / "llama-server", devices=("0000:03:00.0",))
+    environ = {**os.environ, "HSA_OVERRIDE_GFX_VERSION": "11.0.0"}
+    with pytest.warns(rocllm.RocllmWarning, match="HSA_OVERRIDE_GFX_VERSION"):
+        model = rocllm.load_model(
+            demo_model, ctx_size=512, root=root, environ=environ, llama_server=server
+        )
+    with model:
+        assert any("HSA_OVERRIDE_GFX_VERSION" in note for note in model.info.warnings)

@@ -16,6 +16,7 @@ from rocllm.backends.decide import Decision, decide, engine_name
 from rocllm.backends.recovery import Rung, Situation, next_step
 from rocllm.backends.verify import verify_devices
 from rocllm.devices import Device, discrete_gpus, vram_info, wait_memory_released
+from rocllm.doctor import launch_warnings
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
     AddressInUse,
@@ -271,6 +272,9 @@ class LlamaServerLauncher:
             raise
         if decision.choice.problem is not None:
             notes = (f"the CPU is used: {decision.choice.problem}", *notes)
+        notes += launch_warnings(
+            decision.machine, decision.choice, self._request.environ, decision.binary
+        )
         if report.draft_problem is not None:
             notes = (*notes, f"the draft model is not used: {report.draft_problem}")
         self._info = self._describe(decision, endpoint, process, report, notes)

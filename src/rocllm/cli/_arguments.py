@@ -46,6 +46,13 @@ CacheTypeV: TypeAlias = Annotated[
 FlashAttn: TypeAlias = Annotated[
     str | None, typer.Option("--flash-attn", help="on, off or auto.", show_default=False)
 ]
+LoadMode: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--load-mode", help="mmap, none, mlock or dio.", show_default=False),
+]
+CpuFallback: TypeAlias = Annotated[
+    bool, typer.Option("--cpu-fallback", help="Use the CPU when the GPU fails, and say so.")
+]
 Mmproj: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 from rocllm.cli import _arguments as arguments
 from rocllm.cli._session import chosen, note, opened, say, timings_line
 from rocllm.cli._terminal import for_stream, one_line, visible
-from rocllm.errors import RequestError
+from rocllm.errors import RequestError, ServerError
 from rocllm.options import LoadOptions, SamplingOptions
 from rocllm.results import Message
 from rocllm.text import TextModel
@@ -52,9 +52,11 @@ def chat(
     cache_type_k: arguments.CacheTypeK = None,
     cache_type_v: arguments.CacheTypeV = None,
     flash_attn: arguments.FlashAttn = None,
+    load_mode: arguments.LoadMode = None,
     model_draft: arguments.ModelDraft = None,
     n_gpu_layers_draft: arguments.NGpuLayersDraft = None,
     threads: arguments.Threads = None,
+    cpu_fallback: arguments.CpuFallback = False,
     llama_server: arguments.LlamaServer = None,
 ) -> None:
     """Load the model and answer until the user leaves."""
@@ -134,8 +136,9 @@ class _Conversation:
                     say(token, quiet=self.quiet, raw=self.raw)
         except KeyboardInterrupt:
             typer.echo("\n[stopped]", err=True)
-        except RequestError as exc:
-            # The conversation goes on without this question; nothing that was said is lost.
+        except (RequestError, ServerError) as exc:
+            # The conversation goes on without this question, with another server if this one has
+            # crashed; nothing that was said is lost.
             typer.echo(f"\nerror: {visible(str(exc))}", err=True)
             return
         typer.echo()
