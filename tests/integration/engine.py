@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -37,3 +39,15 @@ def load(path: Path, **options: object) -> rocllm.TextModel:
     """Load it on one thread, and leave it at that when it crashes."""
     chosen = {"threads": 1, "restart": ONCE, "llama_server": "embedded", **options}
     return rocllm.load_model(path, **chosen)  # type: ignore[arg-type]
+
+
+def servers() -> dict[int, str]:
+    """Process id and command line of the servers that this session has started."""
+    found = {}
+    mark = f"ROCLLM_TEST_SESSION={os.getpid()}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is gone, or another user's
+            command = (folder / "cmdline").read_bytes()
+            if b"--model\0" in command and mark in (folder / "environ").read_bytes():
+                found[int(folder.name)] = command.replace(b"\0", b" ").decode()
+    return found

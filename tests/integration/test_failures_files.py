@@ -19,6 +19,8 @@ from rocllm.errors import (
 from rocllm.gguf import read_gguf
 from rocllm.testing.gguf_writer import Tensor, Value
 
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
+
 
 def test_the_file_is_sound(tmp_path: Path) -> None:
     """Unless it is broken: the tests below would prove nothing otherwise."""

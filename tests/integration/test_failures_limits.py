@@ -10,6 +10,8 @@ from tests.integration.engine import engine_after, load, tiny
 
 from rocllm.errors import OutOfMemory, RocllmError, StartFailed
 
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
+
 
 def memory(pid: int | None, name: str) -> int:
     """Bytes of address space: `VmSize` is what it has now, `VmPeak` the most that it has had."""

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.engine import load
+from tests.integration.engine import load, servers
 
 import rocllm
-from rocllm import env
 from rocllm.backends import launcher
 from rocllm.errors import RocllmError, ServerCrashed, StartFailed, StartTimeout
 from rocllm.server import LoadProgress
@@ -27,32 +26,6 @@ PROMPT = "The quick brown fox jumps over the lazy dog. " * 170
 CRASHES = [(signal.SIGKILL, "killed", True), (signal.SIGSEGV, "segfault", False)]
 # Seconds within which a crash must be told.
 AT_ONCE = 5.0
-
-
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """No process of a model, and no directory of one, that was not there before."""
-    before = leftovers()
-    yield
-    assert leftovers() <= before
-
-
-def leftovers() -> set[str]:
-    """Processes with a model in their command line, and directories of servers."""
-    found = {str(path) for path in env.runtime_dirs(os.environ)[0].glob("rocllm-*")}
-    return found | {f"{pid} {command}" for pid, command in servers().items()}
-
-
-def servers() -> dict[int, str]:
-    """Process id and command line of whoever has a model in it."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (folder / "cmdline").read_bytes()
-            marked = f"ROCLLM_TEST_SESSION={os.getpid()}".encode()
-            if b"--model\0" in command and marked in (folder / "environ").read_bytes():
-                found[int(folder.name)] = command.replace(b"\0", b" ").decode()
-    return found
 
 
 def at(loaded: int, number: signal.Signals) -> Callable[[LoadProgress], None]:

@@ -260,6 +260,14 @@ _GPU = (
 
 _SYSTEM = (
     _rule(
+        "socket_failed",
+        "couldn't bind HTTP server socket, hostname: /run/user/1000/rocllm-x/s.sock, port: 8080",
+        r"couldn't bind HTTP server socket, hostname: (?P<path>\S+\.sock)",
+        StartFailed,
+        "the socket {path} cannot be made: its directory is gone, full or not writable",
+        "look at its disk (`df`), or set XDG_RUNTIME_DIR to another directory",
+    ),
+    _rule(
         "address_in_use",
         "couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080",
         r"couldn't bind HTTP server socket, hostname: (?P<host>\S+), port: (?P<port>\d+)",
@@ -301,9 +309,11 @@ _SYSTEM = (
         "setpriv: failed to execute /opt/llama-server: Exec format error",
         r"(?:failed to execute (?P<file>[^:]+): |\[Errno 8\] )Exec format error"
         r"|cannot execute(?: binary file)?: (?:Exec format error|required file not found)"
-        r"|wrong ELF class|invalid ELF header",
+        r"|wrong ELF class|invalid ELF header"
+        # execvp(3) gives what is no program to the shell.
+        r"|: \d+: (?:\x7fELF|Syntax error: )|syntax error near unexpected token",
         StartFailed,
-        "the file is not a program for this machine",
+        "the file is not a program for this machine, or a broken script",
         "use a llama-server that was built for it",
     ),
     _rule(
@@ -323,6 +333,15 @@ _SYSTEM = (
         StartFailed,
         "the system does not let this user execute the program",
         "chmod +x it, and look whether its disk is mounted noexec",
+    ),
+    _rule(
+        "program_busy",
+        "setpriv: failed to execute /opt/llama-server: Text file busy",
+        r"Text file busy",
+        StartFailed,
+        "the program is just being written",
+        "wait until it is installed, and try again",
+        retryable=True,
     ),
     _rule(
         "mixed_libraries",

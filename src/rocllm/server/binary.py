@@ -25,7 +25,7 @@ from typing import Literal
 from rocllm import __version__, env
 from rocllm.errors import BinaryNotFound, StartFailed
 from rocllm.server._spawn import Leash
-from rocllm.server.diagnose import explain_exit
+from rocllm.server.diagnose import cannot_run, explain_exit
 from rocllm.server.environment import scrub_environment
 from rocllm.server.help_text import parse_help
 
@@ -116,7 +116,7 @@ def list_devices(binary: ServerBinary, environ: Mapping[str, str]) -> tuple[List
 
     Raises `StartFailed` when it cannot be asked.
     """
-    answer = _ask((*binary.argv, "--list-devices"), binary.path, environ)
+    answer = _ask((*binary.argv, "--list-devices"), environ)
     return tuple(
         ListedDevice(name, description, int(total) << 20, int(free) << 20)
         for name, description, total, free in _LISTED.findall(answer.stdout)
@@ -152,10 +152,12 @@ def _native(name: str, found_by: str, environ: Mapping[str, str]) -> ServerBinar
             remedy=f"did you mean {str(inside)!r}?" if inside.exists() else "give the file itself",
         )
     if not os.access(path, os.X_OK):
-        raise BinaryNotFound(
+        failed = BinaryNotFound(
             f"{str(path)!r} is not executable ({found_by})",
             remedy=f"chmod +x {path}",
         )
+        failed.cause = "not_executable"
+        raise failed
     path = path.absolute()
     return _probe("native", (str(path),), path, found_by, environ)
 
@@ -180,13 +182,15 @@ def _probe(
 ) -> ServerBinary:
     """Ask for version and flags; the answer is kept, as a HIP build takes seconds to give it."""
     stat = path.stat()
-    key = [__version__, *argv, str(path), stat.st_size, stat.st_mtime_ns]
+    # The flags of the embedded engine are ours.
+    ours = Path(__file__).with_name("embedded.py").stat().st_mtime_ns if kind == EMBEDDED else 0
+    key = [__version__, *argv, str(path), stat.st_size, stat.st_mtime_ns, ours]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     kept = env.cache_dir(environ) / "servers" / f"{digest}.json"
     known = _read_kept(kept)
     if known is None:
-        version_text = _ask((*argv, "--version"), str(path), environ)
-        help_text = _ask((*argv, "--help"), str(path), environ)
+        version_text = _ask((*argv, "--version"), environ)
+        help_text = _ask((*argv, "--help"), environ)
         known = (
             parse_version(version_text.stderr + version_text.stdout),
             dict(parse_help(help_text.stdout)),
@@ -219,9 +223,7 @@ def _keep(kept: Path, known: tuple[str, dict[str, str]]) -> None:
         temporary.replace(kept)
 
 
-def _ask(
-    argv: tuple[str, ...], path: str, environ: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def _ask(argv: tuple[str, ...], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     try:
         answer = _run(argv, environ)
     except subprocess.TimeoutExpired as exc:
@@ -232,12 +234,7 @@ def _ask(
             argv=argv,
         ) from exc
     except OSError as exc:
-        raise StartFailed(
-            f"cannot run {path!r}: {exc.strerror}",
-            why="it is not a program for this machine" if exc.errno == 8 else None,
-            remedy=f"set {env.LLAMA_SERVER_PATH} to a llama-server built for this machine",
-            argv=argv,
-        ) from exc
+        raise cannot_run(argv, exc) from exc
     if answer.returncode != 0:
         output = tuple((answer.stdout + answer.stderr).splitlines())
         raise explain_exit(argv, answer.returncode, output)

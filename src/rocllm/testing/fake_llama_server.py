@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _VARIABLE = "FAKE_LLAMA_SERVER"
 _TEXT = b"All work and no play makes Jack a dull boy. "
 _LAYERS = 33
+_FLOOD = (b"f" * 999 + b"\n") * 64
 _DEVICE = "AMD Radeon RX 7800 XT"
 # The flags that rocllm gives, each line as the real `--help` spells it, without the explanations.
 _HELP = """\
@@ -38,7 +39,7 @@ _HELP = """\
 -b,    --batch-size N; -ub,   --ubatch-size N; -ngl,  --gpu-layers, --n-gpu-layers N
 -dev,  --device <dev1,dev2,..>; -sm,   --split-mode {none,layer,row,tensor}; -fit,  --fit [on|off]
 -fa,   --flash-attn [on|off|auto]; -ctk,  --cache-type-k TYPE; -ctv,  --cache-type-v TYPE
--t,    --threads N; -cram, --cache-ram N; --sse-ping-interval N; --jinja, --no-jinja; --metrics
+-lm,   --load-mode MODE; -t,    --threads N; -cram, --cache-ram N; --sse-ping-interval N; --jinja, --no-jinja; --metrics
 --slots, --no-slots; --offline; --ui,  --webui, --no-ui, --no-webui
 -lv,   --verbosity, --log-verbosity N; --log-colors [on|off|auto]
 """
@@ -55,11 +56,15 @@ class Switches(NamedTuple):  # a data class would double the time that a start t
     die_after_tokens: int | None = None  # end within a stream, after so many tokens
     stderr: str = ""  # written while loading, or just before an end within a stream
     hang_after_tokens: int | None = None  # a stream stops there and stays open
+    close_after_tokens: int | None = None  # a stream's connection ends there, nothing else does
+    garbage: str = ""  # sent in the place of any answer but that to a health check
+    vanish: bool = False  # its socket is removed once it is ready
     token_seconds: float = 0.0  # time a token takes
     ignore_sigterm: bool = False  # only SIGKILL ends it
     grandchild: bool = False  # leaves a process that keeps the output open; logs its number
     late_log: float = 0.0  # ready so many seconds before the log of the load is written
-    flood: int = 0  # bytes of log
+    flood: int = 0  # bytes of log, while loading
+    flood_for_ever: bool = False  # log, as fast as it can be written
     long_line: int = 0  # bytes of a line that does not end
     invalid_utf8: bool = False  # a line of log that is not UTF-8
     devices: Sequence[str] = ()  # PCI addresses of the GPUs that a ROCm build would see
@@ -93,6 +98,11 @@ def _log(text: str) -> None:
     _write(f"0.00.068.253 I {text}\n".encode())
 
 
+def _flood() -> NoReturn:
+    while True:
+        _write(_FLOOD)
+
+
 def _wait_for_ever() -> NoReturn:
     while True:
         time.sleep(1000)
@@ -124,6 +134,8 @@ class _FakeServer:
         if not self.switches.ignore_sigterm:
             signal.signal(signal.SIGTERM, lambda *_: self.terminate())
         self.ready = True
+        if self.switches.vanish:
+            os.unlink(self.host)
         if self.switches.late_log:
             time.sleep(self.switches.late_log)
             self.log_load()
@@ -148,8 +160,10 @@ class _FakeServer:
         switches = self.switches
         _write(b"x" * switches.long_line)
         _write(b"\xff\xfe\xc3(\n" * switches.invalid_utf8)
-        for _ in range(switches.flood // 1000):
-            _write(b"f" * 999 + b"\n")
+        for left in range(switches.flood, 0, -len(_FLOOD)):
+            _write(_FLOOD[:left])
+        if switches.flood_for_ever:
+            threading.Thread(target=_flood, daemon=True).start()
         if switches.grandchild:
             child = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
             _log(f"grandchild {child.pid}")
@@ -224,6 +238,8 @@ class _FakeServer:
                 self.end()
             if done == switches.hang_after_tokens:
                 _wait_for_ever()
+            if done == switches.close_after_tokens:
+                raise ConnectionAbortedError
             time.sleep(switches.token_seconds)
             yield token
 
@@ -244,6 +260,9 @@ def _answer(
     fake: _FakeServer, path: str, headers: Mapping[str, str], body: Any, out: socket.SocketIO
 ) -> bool:
     """Answer one request; whether the connection stays open."""
+    if fake.switches.garbage and path != "/health":
+        out.write(fake.switches.garbage.encode())
+        return False
     authorized = headers.get("authorization", "") == f"bearer {fake.api_key}".lower()
     if not fake.ready:
         status, answer = 503, _error(503, "Loading model", "unavailable_error")
