@@ -36,6 +36,7 @@ _THIRD_PARTY = {
     "httpx2": "catalog",  # what huggingface_hub raises when there is no network
     "huggingface_hub": "catalog",
     "matplotlib": "bench",
+    "pytest": "testing",
     "rich": "cli",
     "typer": "cli",
     "xllamacpp": "server",

@@ -1,0 +1,37 @@
+"""The suite of all backends, on each of rocllm's own that runs here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from rocllm.testing.backend_suite import BackendSuite
+
+_NATIVE = Path(
+    os.environ.get("ROCM_LLAMA_SERVER_PATH", "~/.cache/rocllm/native/bin/llama-server")
+).expanduser()
+
+
+class _OnDemoModel(BackendSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model_path(cls, demo_model: Path) -> Path:
+        return demo_model
+
+
+class TestRocmEmbedded(_OnDemoModel):
+    """llama-server from the wheel."""
+
+    backend = "rocm"
+    options: ClassVar = {"llama_server": "embedded", "threads": 1}
+
+
+@pytest.mark.skipif(not _NATIVE.exists(), reason="there is no llama-server here")
+class TestRocmNative(_OnDemoModel):
+    """llama-server as a program of its own."""
+
+    backend = "rocm"
+    options: ClassVar = {"llama_server": _NATIVE, "threads": 1}
