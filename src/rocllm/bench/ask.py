@@ -52,6 +52,7 @@ def concurrent(model: TextModel, prompts: Sequence[str], tally: Tally) -> dict[M
             calls = list(threads.map(call, prompts))
         except BaseException:
             # Ctrl-C, or an error of one: the others must not be waited for.
+            line.abort()
             model.close()
             raise
     starts, ends, answers = zip(*calls, strict=True)

@@ -22,14 +22,17 @@ def label_subjects(subjects: Sequence[Subject]) -> Labels:
     >>> label_subjects([on, off]).each  # doctest: +SKIP
     ('flash attention on', 'flash attention off')
     """
-    facets = [_models(subjects), _engines(subjects)]
-    facets += [
-        [", ".join(one.devices) or "CPU" for one in subjects],
+    facets = [
+        _models(subjects),
+        _engines(subjects),
+        # Of one that could not be loaded nobody knows the device.
+        [", ".join(one.devices) or ("CPU" if one.engine_version else "") for one in subjects],
         [f"flash attention {one.flash_attn}" if one.flash_attn else "" for one in subjects],
         [f"cache {one.cache_type}" if one.cache_type else "" for one in subjects],
     ]
-    differing = [facet for facet in facets if len(set(facet)) > 1]
-    common = [facet[0] for facet in facets if len(set(facet)) == 1 and facet[0]]
+    known = [sorted(set(facet) - {""}) for facet in facets]
+    differing = [facet for facet, values in zip(facets, known, strict=True) if len(values) > 1]
+    common = [values[0] for values in known if len(values) == 1]
     if not differing and subjects:
         return Labels(tuple(facets[0]), tuple(common[1:]))
     each = tuple(", ".join(filter(None, parts)) for parts in zip(*differing, strict=True))
@@ -46,6 +49,6 @@ def _models(subjects: Sequence[Subject]) -> list[str]:
 def _engines(subjects: Sequence[Subject]) -> list[str]:
     """What the engine says of itself; where there are several, the names with the builds."""
     if len({one.engine for one in subjects}) == 1:
-        return [one.engine_version or one.engine for one in subjects]
+        return [one.engine_version or "" for one in subjects]
     builds = [(one.engine_version or "").split(" ")[-1] for one in subjects]
     return [f"{one.engine} {build}".strip() for one, build in zip(subjects, builds, strict=True)]

@@ -12,6 +12,7 @@ from rocllm.units import format_seconds
 
 # As many as the program had that rocllm continues.
 _SLOTS = 4
+_LONGEST_REMARK = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def remarks(report: Report) -> Iterator[str]:
         for cell in subject.cells:
             name = str(cell)
             for text in filter(None, (cell.skipped, cell.error, *cell.notes)):
-                said.setdefault(" ".join(text.split("\n")), []).append(name)
+                said.setdefault(_shortened(text), []).append(name)
         for text in (*subject.remarks, *(f"{', '.join(them)}: {it}" for it, them in said.items())):
             yield f"{label}: {text}"
 
@@ -147,6 +148,12 @@ def remarks(report: Report) -> Iterator[str]:
 def _single(subject: Subject) -> Summary | None:
     """One caller, measured as several are: with the wait for the first token."""
     return subject.summary("concurrent", "aggregate", 1) or subject.summary("decode", "decode")
+
+
+def _shortened(text: str) -> str:
+    """What failed and why, in one line; the JSON has the rest, such as a server's last output."""
+    line = " ".join(" ".join(text.splitlines()[:2]).split())
+    return line if len(line) <= _LONGEST_REMARK else f"{line[: _LONGEST_REMARK - 1]}…"
 
 
 def _spread(summary: Summary, text: str) -> str:

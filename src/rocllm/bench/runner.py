@@ -157,8 +157,9 @@ class _Running:
         self._record.tallies.append(tally)
         try:
             self._fill(tally)
-        except RocllmError as exc:
-            tally.error = str(exc)
+        except (RocllmError, OSError, RuntimeError) as exc:
+            # The last two: no thread or no file is left, for so many callers.
+            tally.error = str(exc) or type(exc).__name__
             # Whatever state the server is in: the next cell begins with a new one.
             self.close()
         except KeyboardInterrupt:

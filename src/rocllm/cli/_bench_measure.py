@@ -47,7 +47,7 @@ def measure(given: Mapping[str, Any], names: Sequence[str]) -> Report:
     with _progress(quiet=given["quiet"]) as on_step:
         report = run_suite(planned, suite, load, on_step=on_step)
     if report.measured:
-        _keep(report)
+        _keep(report, quiet=given["quiet"])
     return report
 
 
@@ -97,10 +97,11 @@ def _words(step: Step) -> str:
     return f"{where}{step.workload}: {end}"
 
 
-def _keep(report: Report) -> None:
+def _keep(report: Report, *, quiet: bool) -> None:
     try:
         path = keep_report(report, os.environ)
     except OSError as exc:
         typer.echo(f"warning: the run could not be kept: {exc}", err=True)
-    else:
+        return
+    if not quiet:
         note(f"kept in {path}")

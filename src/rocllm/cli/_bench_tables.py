@@ -124,9 +124,9 @@ def _said(cell: Cell) -> Iterator[str]:
     if (caller := cell.summary("caller")) and cell.size > 1:
         yield f"{caller.median:.1f} tok/s each"
     if cell.skipped is not None:
-        yield f"skipped: {cell.skipped.splitlines()[0]}"
+        yield "skipped, see below"
     if cell.error is not None:
-        yield f"failed: {cell.error.splitlines()[0]}"
+        yield "failed, see below"
 
 
 def _memory(subject: Subject) -> str:

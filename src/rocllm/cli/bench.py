@@ -147,7 +147,7 @@ def bench(
     old = _old(compare, names if measured else [], newest_too=bool(names))
     report = measure(ctx.params, names) if measured else _read(names, reports)
     if measured or old is None:
-        _write(report, json_output, markdown, charts)
+        _write(report, json_output, markdown, charts, quiet=quiet)
     if measured:
         _leave_if_incomplete(report)
     if old is not None:
@@ -249,6 +249,8 @@ def _write(
     json_output: str | None,
     markdown: str | None,
     charts: Path | None,
+    *,
+    quiet: bool,
 ) -> None:
     # The tables stay visible when standard output belongs to a file format.
     console = _console(stderr=_STDOUT in (json_output, markdown))
@@ -259,10 +261,11 @@ def _write(
         _put(markdown, to_markdown(report))
     if charts is not None:
         try:
-            for path in write_charts(report, charts):
-                note(f"drawn: {path}")
+            drawn = write_charts(report, charts)
         except OSError as exc:
             raise _unwritable(str(charts), exc) from exc
+        if not quiet:
+            note("drawn: " + ", ".join(map(str, drawn)))
 
 
 def _write_comparison(comparison: Comparison, json_output: str | None) -> None:
