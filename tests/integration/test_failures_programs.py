@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import signal
 import struct
 import time
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.integration.engine import load, tiny
 
+import rocllm
 from rocllm.errors import (
     BinaryNotFound,
     ConnectionLost,
@@ -23,6 +24,7 @@ from rocllm.errors import (
     StartFailed,
     StartTimeout,
 )
+from rocllm.options import RestartPolicy
 from rocllm.testing.fake_llama_server import write_fake_llama_server
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
@@ -226,22 +228,30 @@ def test_garbage_in_the_place_of_an_answer(model_file: Path, said: str) -> None:
             model.tokenize("a")
 
 
-@pytest.mark.parametrize("vanish", ["socket", "directory"])
-def test_a_socket_that_vanishes(model_file: Path, vanish: str) -> None:
-    """Some cleaner of temporary files took it: nobody can talk to the server any more."""
-    with load(model_file) as model:
-        endpoint = model.info.endpoint
-        assert endpoint is not None
-        assert endpoint.socket_path is not None
-        path = Path(endpoint.socket_path)
-        path.unlink()
-        if vanish == "directory":
-            for other in path.parent.iterdir():
-                with contextlib.suppress(OSError):
-                    other.unlink() if other.is_file() else os.rmdir(other)
-            path.parent.rmdir()
-        with pytest.raises((ConnectionLost, ServerCrashed)) as caught:
-            model.generate("a", max_tokens=2).read()
-        assert caught.value.retryable
+def test_a_socket_that_vanishes(model_file: Path) -> None:
+    """Some cleaner of temporary files took it: the server is replaced, as nobody can reach it."""
+    with load(model_file, restart=RestartPolicy(backoff=0.0)) as model:
         pid = model.info.pid
-    assert not Path(f"/proc/{pid}").exists()
+        os.unlink(socket_path(model))
+        assert model.generate("a", max_tokens=2).read().usage.completion_tokens == 2
+        assert model.info.pid != pid
+    with load(model_file) as model:
+        os.unlink(socket_path(model))
+        with pytest.raises(ServerCrashed, match="is gone") as caught:
+            model.generate("a", max_tokens=2).read()
+        assert (caught.value.cause, caught.value.retryable) == ("socket_gone", True)
+
+
+def test_a_directory_that_vanishes(model_file: Path) -> None:
+    """There is no place for another socket, which is said; closing does not mind."""
+    with load(model_file, restart=RestartPolicy(backoff=0.0)) as model:
+        shutil.rmtree(Path(socket_path(model)).parent)
+        with pytest.raises(StartFailed) as caught:
+            model.generate("a", max_tokens=2).read()
+        assert (caught.value.cause, caught.value.retryable) == ("socket_failed", False)
+
+
+def socket_path(model: rocllm.TextModel) -> str:
+    assert model.info.endpoint is not None
+    assert model.info.endpoint.socket_path is not None
+    return model.info.endpoint.socket_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 import socket
 import threading
@@ -99,7 +100,14 @@ class LlamaServer:
         if isinstance(error, RequestTimeout):
             self._kill_if_it_hangs(error)
         if self._process.wait(_CRASH_NOTICE) is None and not self._stopping:
-            return error
+            if not self._socket_is_gone():
+                return error
+            self._give_up(
+                "cannot be reached any more",
+                f"{self._endpoint} is gone; cleaners of temporary files remove such",
+                "make the call again; XDG_RUNTIME_DIR may name a directory that nobody cleans",
+                "socket_gone",
+            )
         if self._stopping:
             return StreamClosed(
                 f"{error.what}", why="the model was stopped meanwhile", remedy="make the call again"
@@ -124,15 +132,26 @@ class LlamaServer:
     def _kill_if_it_hangs(self, error: RequestTimeout) -> None:
         if self.has_ended or check_health(self._endpoint, _HANG_TIMEOUT) == "ready":
             return
+        self._give_up(
+            "hung",
+            f"{error.what}; nor did it answer a health check in {format_seconds(_HANG_TIMEOUT)}",
+            "make the call again; if it happens again, see dmesg for the GPU driver's words",
+            "hang",
+        )
+
+    def _socket_is_gone(self) -> bool:
+        path = self._endpoint.socket_path
+        return path is not None and not os.path.lexists(path)
+
+    def _give_up(self, what: str, why: str, remedy: str, cause: str) -> None:
         self._verdict = ServerCrashed(
-            f"llama-server (process {self._process.pid}) hung, and was killed",
-            why=f"{error.what}; nor did it answer a health check in "
-            f"{format_seconds(_HANG_TIMEOUT)}",
-            remedy="make the call again; if it happens again, see dmesg for the GPU driver's words",
+            f"llama-server (process {self._process.pid}) {what}, and was killed",
+            why=why,
+            remedy=remedy,
             argv=self._process.command.argv,
             output=self._process.output,
         )
-        self._verdict.cause = "hang"
+        self._verdict.cause = cause
         self._process.kill()
 
 

@@ -39,7 +39,8 @@ _HELP = """\
 -b,    --batch-size N; -ub,   --ubatch-size N; -ngl,  --gpu-layers, --n-gpu-layers N
 -dev,  --device <dev1,dev2,..>; -sm,   --split-mode {none,layer,row,tensor}; -fit,  --fit [on|off]
 -fa,   --flash-attn [on|off|auto]; -ctk,  --cache-type-k TYPE; -ctv,  --cache-type-v TYPE
--lm,   --load-mode MODE; -t,    --threads N; -cram, --cache-ram N; --sse-ping-interval N; --jinja, --no-jinja; --metrics
+-lm,   --load-mode MODE; -t,    --threads N; -cram, --cache-ram N; --sse-ping-interval N
+--jinja, --no-jinja; --metrics
 --slots, --no-slots; --offline; --ui,  --webui, --no-ui, --no-webui
 -lv,   --verbosity, --log-verbosity N; --log-colors [on|off|auto]
 """
@@ -160,8 +161,8 @@ class _FakeServer:
         switches = self.switches
         _write(b"x" * switches.long_line)
         _write(b"\xff\xfe\xc3(\n" * switches.invalid_utf8)
-        for left in range(switches.flood, 0, -len(_FLOOD)):
-            _write(_FLOOD[:left])
+        for rest in range(switches.flood, 0, -len(_FLOOD)):
+            _write(_FLOOD[:rest])
         if switches.flood_for_ever:
             threading.Thread(target=_flood, daemon=True).start()
         if switches.grandchild:
