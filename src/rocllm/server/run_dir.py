@@ -15,6 +15,7 @@ cannot be locked is not reaped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import io
@@ -69,6 +70,7 @@ class RunDir:
         nobody else can replace.
         """
         tried: list[str] = []
+        cause = "socket_failed"
         for named in env.runtime_dirs(environ):
             # A link may be led elsewhere later.
             base = Path(os.path.realpath(named))
@@ -83,15 +85,19 @@ class RunDir:
                 reap(base)
                 try:
                     return cls._make(base)
-                except OSError as exc:  # the disk is full
+                except OSError as exc:
                     unfit = exc.strerror
+                    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                        cause = "disk_full"
             tried.append(f"{base}: {unfit}")
-        raise StartFailed(
+        failed = StartFailed(
             "no directory for the server's socket",
             why=f"a socket's path may have {MAX_SOCKET_PATH} bytes, and nobody else may be able to "
             "replace it; " + "; ".join(tried),
             remedy="set XDG_RUNTIME_DIR to a short path of a directory of your own (mkdir -m 700)",
         )
+        failed.cause = cause
+        raise failed
 
     @classmethod
     def _make(cls, base: Path) -> RunDir:
