@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rocllm.bench import label_subjects
 from tests.bench.made import MACHINE, subject
+
+from rocllm.bench import label_subjects
 
 ENGINE = "native llama-server b11434-90e6a91"
 

@@ -68,7 +68,7 @@ def run_suite(
     cannot be read, before anything is measured.
 
     >>> run_suite([Setup(path, Engine("any"))], QUICK).subjects[0].title  # doctest: +SKIP
-    'SmolLM2 135M Instruct Q4_1'
+    'SmolLM2-135M-Instruct.Q4_1'
     """
     environment = dict(os.environ if environ is None else environ)
     base = LoadOptions() if options is None else options
