@@ -9,9 +9,9 @@ from typing import Any
 
 from rocllm.client._errors import connection_lost, http_error, unexpected
 from rocllm.client._events import ChatEvents, CompletionEvents, Events
-from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
 from rocllm.client._sse import EventDecoder
+from rocllm.client.channel import response_from
 from rocllm.errors import RocllmError
 from rocllm.options import SamplingOptions
 from rocllm.results import FinishReason, Timings, Token, Usage
@@ -67,7 +67,7 @@ class Answer:
         follows: Answer | None = None,
         known: int = 0,
     ) -> None:
-        self.response = Response()
+        self.response = response_from(endpoint)
         self.failure: RocllmError | None = None
         self.finished = False
         self.needs_vocabulary = False

@@ -14,7 +14,7 @@ from rocllm.client._errors import stream_closed
 from rocllm.client._http import encode_request
 from rocllm.client._ids import Vocabulary
 from rocllm.client._wire import Call, StreamRequest, resumed
-from rocllm.endpoint import Endpoint
+from rocllm.client.channel import Channel, Where, write_request
 from rocllm.errors import (
     ConnectionLost,
     RequestError,
@@ -60,7 +60,7 @@ class ClientBase:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Where,
         read_timeout: float | None,
         stream_timeout: float | None,
         keeper: Keeper | None,
@@ -78,6 +78,8 @@ class ClientBase:
     def _encode(self, request: Call[Any] | StreamRequest) -> bytes:
         method = request.method if isinstance(request, Call) else "POST"
         where = self.endpoint
+        if isinstance(where, Channel):
+            return write_request(method, request.target, request.body)
         host = "localhost" if where.socket_path else str(where).removeprefix("http://")
         return encode_request(
             method, request.target, request.body, host=host, api_key=where.api_key
@@ -105,7 +107,7 @@ class ClientBase:
 class StreamBase:
     """What a stream has told so far."""
 
-    def __init__(self, request: StreamRequest, endpoint: Endpoint) -> None:
+    def __init__(self, request: StreamRequest, endpoint: Where) -> None:
         self._first_request = request
         # What is sent next: the same, or what is left of it after a crash.
         self._request = request

@@ -12,7 +12,7 @@ from collections import deque
 from rocllm.client._base import SETTLE, Timeout
 from rocllm.client._errors import connection_lost, stream_closed, timed_out, unreachable
 from rocllm.client._http import KEEP_ALIVE_REQUESTS, KEEP_ALIVE_SECONDS, Response
-from rocllm.endpoint import Endpoint
+from rocllm.client.channel import Channel, Where
 from rocllm.errors import ProtocolError, RequestError
 
 _RECEIVE = 64 * 1024
@@ -25,7 +25,7 @@ class Pool:
     garbage collector may close a stream at any place.
     """
 
-    def __init__(self, endpoint: Endpoint, connect_timeout: float | None) -> None:
+    def __init__(self, endpoint: Where, connect_timeout: float | None) -> None:
         self.endpoint = endpoint
         self.closed = False
         self._connect_timeout = connect_timeout
@@ -226,7 +226,9 @@ class Exchange:
         return connection_lost(self._what, self._pool.endpoint, exc.strerror)
 
 
-def _connect(endpoint: Endpoint, timeout: float | None) -> socket.socket:
+def _connect(endpoint: Where, timeout: float | None) -> socket.socket:
+    if isinstance(endpoint, Channel):
+        return endpoint.connect()
     if endpoint.socket_path is None:
         connected = socket.create_connection((endpoint.host, endpoint.port), timeout)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -8,7 +8,7 @@ from collections import deque
 from rocllm.client._base import SETTLE, Timeout
 from rocllm.client._errors import connection_lost, stream_closed, timed_out, unreachable
 from rocllm.client._http import KEEP_ALIVE_REQUESTS, KEEP_ALIVE_SECONDS, Response
-from rocllm.endpoint import Endpoint
+from rocllm.client.channel import Channel, Where
 from rocllm.errors import ProtocolError, RequestError
 
 _RECEIVE = 64 * 1024
@@ -19,7 +19,7 @@ _HIGH_WATER = 1024 * 1024
 class Pool:
     """The connections of one client: those in use, and those that wait for another request."""
 
-    def __init__(self, endpoint: Endpoint, connect_timeout: float | None) -> None:
+    def __init__(self, endpoint: Where, connect_timeout: float | None) -> None:
         self.endpoint = endpoint
         self.closed = False
         self._connect_timeout = connect_timeout
@@ -309,9 +309,11 @@ class Exchange:
         return connection_lost(self._what, self._pool.endpoint, exc.strerror)
 
 
-async def _connect(endpoint: Endpoint) -> Connection:
+async def _connect(endpoint: Where) -> Connection:
     loop = asyncio.get_running_loop()
-    if endpoint.socket_path is None:
+    if isinstance(endpoint, Channel):
+        _, connection = await loop.create_unix_connection(Connection, sock=endpoint.connect())
+    elif endpoint.socket_path is None:
         where = endpoint.host or "", endpoint.port or 0
         _, connection = await loop.create_connection(Connection, *where)
     else:

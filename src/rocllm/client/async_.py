@@ -19,11 +19,10 @@ from rocllm.client._base import (
     StreamBase,
 )
 from rocllm.client._errors import connection_lost, stream_closed, too_long
-from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
 from rocllm.client._transports import Exchange, Pool
 from rocllm.client._wire import Call, Health, StreamRequest
-from rocllm.endpoint import Endpoint
+from rocllm.client.channel import Where, response_from
 from rocllm.errors import (
     BadRequest,
     ProtocolError,
@@ -49,7 +48,7 @@ class AsyncClient(ClientBase):
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Where,
         *,
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = 30.0,
@@ -173,7 +172,7 @@ class AsyncClient(ClientBase):
     async def _call(self, call: Call[_T]) -> _T:
         timeout = self._timeout(call)
         exchange = Exchange(self._pool, call.what, self._encode(call), timeout)
-        response, body = Response(), bytearray()
+        response, body = response_from(self.endpoint), bytearray()
         try:
             while not response.complete:
                 data = await exchange.receive()

@@ -18,11 +18,10 @@ from rocllm.client._base import (
     StreamBase,
 )
 from rocllm.client._errors import connection_lost, stream_closed, too_long
-from rocllm.client._http import Response
 from rocllm.client._ids import Vocabulary
 from rocllm.client._sockets import Exchange, Pool
 from rocllm.client._wire import Call, Health, StreamRequest
-from rocllm.endpoint import Endpoint
+from rocllm.client.channel import Where, response_from
 from rocllm.errors import (
     BadRequest,
     ProtocolError,
@@ -39,7 +38,7 @@ _T = TypeVar("_T")
 class Client(ClientBase):
     """Talks to a running llama-server; for blocking callers, several threads at once.
 
-    endpoint: where the server listens.
+    endpoint: where the server listens, or the channel to an engine that does not.
     connect_timeout: seconds to get a connection.
     read_timeout: longest silence, in seconds, while a short answer is awaited (`props`, `slots`,
         `tokenize`, ...). The server answers `slots` between two batches of a prompt only.
@@ -58,7 +57,7 @@ class Client(ClientBase):
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Where,
         *,
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = 30.0,
@@ -196,7 +195,7 @@ class Client(ClientBase):
     def _call(self, call: Call[_T]) -> _T:
         timeout = self._timeout(call)
         exchange = Exchange(self._pool, call.what, self._encode(call), timeout)
-        response, body = Response(), bytearray()
+        response, body = response_from(self.endpoint), bytearray()
         try:
             while not response.complete:
                 data = exchange.receive()
