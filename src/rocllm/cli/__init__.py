@@ -34,6 +34,7 @@ COMMANDS = {
     "models": "List the models on this machine.",
     "plan": "Show where every byte of a model would go, and which context fits.",
     "pull": "Fetch a model.",
+    "classify": "Say which label fits each row of a file.",
     "bench": "Measure models, and compare measurements.",
     "top": "Show the GPUs and the running models, live.",
 }

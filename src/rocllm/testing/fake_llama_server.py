@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -269,6 +271,9 @@ def _answer(
         status, answer = 503, _error(503, "Loading model", "unavailable_error")
     elif fake.api_key and not authorized and path != "/health":
         status, answer = 401, _error(401, "Invalid API Key", "authentication_error")
+    elif path == "/completion" and not body.get("stream"):
+        with fake.slot():
+            status, answer = _next_token(fake, body)
     elif path in ("/completion", "/v1/chat/completions"):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
         with fake.slot() as slot:
@@ -325,6 +330,32 @@ def _completion(fake: _FakeServer, slot: int, body: Any) -> Iterator[Any]:
     end = {"content": "", "tokens": [], "stop": True, "stop_type": "limit", "stopping_word": ""}
     counts = {"tokens_predicted": n, "tokens_evaluated": prompt}
     yield {**end, **counts, "timings": _timings(prompt, n), "id_slot": slot, "truncated": False}
+
+
+def _next_token(fake: _FakeServer, body: Any) -> tuple[int, Any]:
+    """One token's probabilities: any numbers, always the same for the same prompt."""
+    parts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+    prompt = b"".join(
+        part.encode() if isinstance(part, str) else bytes([part % 256]) for part in parts
+    )
+    if len(prompt) >= fake.n_ctx:
+        answer = _error(400, "the prompt is too long", "exceed_context_size_error")
+        answer["error"] |= {"n_prompt_tokens": len(prompt), "n_ctx": fake.n_ctx}
+        return 400, answer
+    time.sleep(fake.switches.token_seconds)
+    among = [token for token, _ in body.get("logit_bias", ())] or range(256)
+    weights = {token: zlib.crc32(b"%s %d" % (prompt, token)) + 1 for token in among}
+    total = sum(weights.values())
+    likeliest = sorted(weights, key=weights.__getitem__, reverse=True)[: body["n_probs"]]
+    kind = "prob" if body.get("post_sampling_probs") else "logprob"
+    entries = []
+    for token in likeliest:
+        share = weights[token] / total
+        value = share if kind == "prob" else math.log(share)
+        entries.append({"id": token, "token": chr(token), "bytes": [token], kind: value})
+    told = {**entries[0], f"top_{kind}s": entries}
+    figures = {"tokens_evaluated": len(prompt), "timings/cache_n": 0}
+    return 200, {"completion_probabilities": [told], **figures}
 
 
 def _chat(fake: _FakeServer, _slot: int, body: Any) -> Iterator[Any]:
