@@ -155,6 +155,11 @@ def test_the_kernel_log_tells_of_a_reset() -> None:
     log = ("amdgpu 0000:03:00.0: amdgpu: GPU reset begin!",)
     found = diagnose(ARGV, -signal.SIGABRT, (), ready=True, evidence=Evidence(kernel_log=log))
     assert (found.cause, found.retryable) == ("device_lost", False)
+    # To the server it may look like an error that passes (lemonade-sdk/llamacpp-rocm#122).
+    said = ("ROCm error: unspecified launch failure",)
+    found = diagnose(ARGV, -signal.SIGABRT, said, ready=True, evidence=Evidence(kernel_log=log))
+    assert (found.cause, found.retryable) == ("device_lost", False)
+    assert diagnose(ARGV, -signal.SIGABRT, said, ready=True).retryable
 
 
 @pytest.mark.parametrize(

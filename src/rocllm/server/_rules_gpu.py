@@ -70,7 +70,8 @@ GPU = (
         "wrong_gfx",
         "ROCm error: invalid device function",
         r"ROCm error: (?:invalid device function|device kernel image is invalid)"
-        r"|no kernel image is available for execution",
+        r"|no kernel image is available for execution"
+        r"|HSA_STATUS_ERROR_INVALID_(?:ISA|CODE_OBJECT)",
         StartFailed,
         "this llama-server was not built for this GPU",
         "use a build that lists the GPU's gfx target, or a Vulkan build",
@@ -86,7 +87,8 @@ GPU = (
     rule(
         "gpu_error",
         "ROCm error: unspecified launch failure",
-        r"(?:ROCm|HIP|CUDA) error: (?P<said>.+)|ggml_cuda_compute_forward: \w+ failed",
+        r"(?:ROCm|HIP|CUDA) error: (?P<said>.+)|ggml_cuda_compute_forward: \w+ failed"
+        r"|aborting with error : HSA_STATUS_ERROR",
         ServerCrashed,
         "an operation on the GPU failed",
         "look at dmesg for the driver's own words; `rocllm doctor` checks the installation",
@@ -101,7 +103,8 @@ HINTS = (
         "gpu_access_denied",
         "Unable to open /dev/kfd read-write: Permission denied",
         r"Unable to open /dev/kfd read-write|Failed to open /dev/dri/renderD\d+: Permission denied"
-        r"|is not member of \"(?:render|video)\" group|HSA_STATUS_ERROR_OUT_OF_RESOURCES",
+        r"|is not member of \"(?:render|video)\" group"
+        r"|Call returned HSA_STATUS_ERROR_OUT_OF_RESOURCES",
         DeviceAccessDenied,
         "this user may not open the GPU's device files",
         _DOCTOR,

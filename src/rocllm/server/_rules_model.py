@@ -114,8 +114,8 @@ MEMORY = (
     rule(
         "out_of_host_memory",
         "terminate called after throwing an instance of 'std::bad_alloc'",
-        r"bad_alloc|[Cc]annot allocate memory(?! in static TLS)|\bMemoryError\b"
-        r"|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer|ErrorOutOfHostMemory"
+        r"bad_alloc|(?<!/dev/kfd read-write: )[Cc]annot allocate memory(?! in static TLS)"
+        r"|\bMemoryError\b|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer|ErrorOutOfHostMemory"
         r"|failed to allocate +[\d.]+ MB|posix_memalign failed with error 12"
         r"|insufficient memory \(attempted to allocate|_PyErr_NoMemory"
         r"|failed to map segment from shared object(?!: (?:Operation not|Permission))",
@@ -128,7 +128,8 @@ MEMORY = (
         "allocating 4096.00 MiB on device 0: cudaMalloc failed: out of memory",
         r"(?:cudaMalloc|hipMalloc)\w* failed: out of memory|(?:ROCm|HIP|CUDA) error: out of memory"
         r"|(?:unable|failed) to allocate \S+ buffer|ErrorOutOfDeviceMemory|OutOfDeviceMemoryError"
-        r"|ggml_vulkan: Device memory allocation of size \d+ failed",
+        r"|ggml_vulkan: Device memory allocation of size \d+ failed"
+        r"|aborting with error : HSA_STATUS_ERROR_OUT_OF_RESOURCES",
         OutOfMemory,
         "the memory that the model, its context and its buffers need is not free on the device",
         SMALLER,

@@ -110,7 +110,9 @@ def _cause(
         return _Found(KILLED_BY_OOM, {}, evidence.killed_by_oom)
     hints = not ready and number <= 0 and _wants_gpu(argv)
     found = None if number in FROM_OUTSIDE else _match(output, hints)
-    found = found or _match(evidence.kernel_log, hints=False)
+    if found is None or found.rule.error is ServerCrashed:
+        # A GPU that was reset is an error of some operation to those that use it.
+        found = _match(evidence.kernel_log, hints=False) or found
     if found is None and number in SIGNALS:
         logged = [f"the kernel logged: {line}" for line in evidence.kernel_log[-1:]]
         found = _Found(SIGNALS[number], {}, "\n".join((*logged, _tail(output))).strip())
