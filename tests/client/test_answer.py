@@ -13,6 +13,7 @@ from tests.client import wire
 from tests.client.wire import chat_delta, chat_usage, chunk, event, final, stream, token
 
 from rocllm.client._answer import Answer
+from rocllm.client._events import ChatEvents, CompletionEvents
 from rocllm.client._ids import Vocabulary
 from rocllm.errors import (
     BadRequest,
@@ -40,12 +41,12 @@ def read(
 ) -> tuple[Answer, list[Token]]:
     """What an answer makes of these bytes."""
     sampling = SamplingOptions(**options)
+    kind = ChatEvents if chat else CompletionEvents
+    reads_ids = sampling.logprobs or bool(sampling.stop_tokens)
     answer = Answer(
         "completion",
         "unix:///s.sock",
-        sampling,
-        chat=chat,
-        reads_ids=sampling.logprobs or bool(sampling.stop_tokens),
+        kind("completion", sampling, chat=chat, reads_ids=reads_ids),
         clock=itertools.count().__next__,
     )
     tokens: list[Token] = []

@@ -21,6 +21,7 @@ from tests.client.scripted import Caller, ScriptedServer
 from rocllm import errors
 from rocllm.client._answer import Answer
 from rocllm.client._errors import http_error
+from rocllm.client._events import CompletionEvents
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
     BadRequest,
@@ -221,7 +222,8 @@ def test_garbage(kind: Kind, data: bytes) -> None:
 def test_a_stream_of_any_bytes(data: bytes, framed: bool) -> None:
     """It ends in tokens or in one of our errors, and never by raising."""
     sampling = SamplingOptions()
-    answer = Answer("x", "y", sampling, chat=False, reads_ids=False, clock=lambda: 0.0)
+    events = CompletionEvents("x", sampling, chat=False, reads_ids=False)
+    answer = Answer("x", "y", events, clock=lambda: 0.0)
     answer.start()
     answer.feed(wire.STREAM_HEAD)
     answer.feed(wire.chunk(data) if framed and data else data)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rocllm.client._errors import connection_lost, http_error, unexpected
-from rocllm.client._events import ChatEvents, CompletionEvents, Events
+from rocllm.client._events import Events
 from rocllm.client._ids import Vocabulary
 from rocllm.client._sse import EventDecoder
 from rocllm.client.channel import response_from
 from rocllm.errors import RocllmError
-from rocllm.options import SamplingOptions
 from rocllm.results import FinishReason, Timings, Token, Usage
 
 # An error's JSON has a few hundred bytes.
@@ -40,6 +39,7 @@ class Answer:
         "_error_body",
         "_events",
         "_first_token_at",
+        "_sent_at",
         "_started",
         "_started_at",
         "_waiting",
@@ -59,10 +59,8 @@ class Answer:
         self,
         what: str,
         endpoint: object,
-        sampling: SamplingOptions,
+        events: Events,
         *,
-        chat: bool,
-        reads_ids: bool,
         clock: Callable[[], float],
         follows: Answer | None = None,
         known: int = 0,
@@ -81,17 +79,18 @@ class Answer:
         self._started: bool = follows is not None and follows._started
         self._first_token_at: float | None = follows._first_token_at if follows else None
         self.known = known
-        kind = ChatEvents if chat else CompletionEvents
-        self._events: Events = kind(what, sampling, chat=chat, reads_ids=reads_ids)
+        self._sent_at = self._started_at
+        self._events = events
         self._decoder = EventDecoder()
         self.ready: deque[Token] = self._events.assembler.ready
         self._waiting: list[str] = []
         self._error_body = b""
 
     def start(self) -> None:
-        """The request is about to be sent; the first time counts."""
+        """The request is about to be sent; for the whole, the first time counts."""
+        self._sent_at = self._clock()
         if not self._started:
-            self._started, self._started_at = True, self._clock()
+            self._started, self._started_at = True, self._sent_at
 
     @property
     def cut(self) -> bool:
@@ -201,7 +200,7 @@ class Answer:
         figures, assembler = self._events.figures, self._events.assembler
         reason = self._events.finish_reason or "stop"
         try:
-            timings = figures["timings"]
+            timings = figures["timings"] if self._events.tells_timings else self._measured(figures)
             computed = int(timings["prompt_n"])
             if usage := figures.get("usage"):
                 prompt, generated = usage["prompt_tokens"], usage["completion_tokens"]
@@ -219,6 +218,19 @@ class Answer:
             raise unexpected(self._what, "the last event has no usage or no timings") from exc
         self.finish_reason = reason
         self.finished = True
+
+    def _measured(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """The timings of a server that tells none. The first token counts to the prompt."""
+        usage, now = figures["usage"], self._clock()
+        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        first = now if self._first_token_at is None else max(self._first_token_at, self._sent_at)
+        return {
+            "cache_n": cached,
+            "prompt_n": usage["prompt_tokens"] - cached,
+            "prompt_ms": 1000 * (first - self._sent_at),
+            "predicted_n": max(0, usage["completion_tokens"] - 1),
+            "predicted_ms": 1000 * (now - first),
+        }
 
     def _timings(self, told: dict[str, Any], cached: int, computed: int) -> Timings:
         now, started = self._clock(), self._started_at

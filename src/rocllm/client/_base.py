@@ -13,7 +13,7 @@ from rocllm.client._answer import Answer
 from rocllm.client._errors import stream_closed
 from rocllm.client._http import encode_request
 from rocllm.client._ids import Vocabulary
-from rocllm.client._wire import Call, StreamRequest, resumed
+from rocllm.client._wire import Call, StreamRequest
 from rocllm.client.channel import Channel, Where, write_request
 from rocllm.errors import (
     ConnectionLost,
@@ -220,9 +220,7 @@ class StreamBase:
         self._answer = Answer(
             request.what,
             self._endpoint,
-            request.sampling,
-            chat=request.chat,
-            reads_ids=request.reads_ids,
+            request.new_events(),
             clock=time.monotonic,
             follows=follows,
             known=known,
@@ -230,7 +228,15 @@ class StreamBase:
         self._ready = self._answer.ready
 
     def _goes_on(self, error: RocllmError) -> bool:
-        """After a crash: whether the same request, or what is left of it, is worth sending."""
+        """After an error: whether a request is worth sending that takes the place of this one.
+
+        After a crash that is the same request, or what is left of it.
+        """
+        other = self._request.instead(error)
+        if other is not None and not self._left:
+            self._request, self._closed_because = other, None
+            self._begin(self._answer, self._answer.known)
+            return True
         crashed = isinstance(error, ServerCrashed) and self._explain is not None
         if not crashed or not error.retryable or self._left:
             return False
@@ -259,8 +265,9 @@ class StreamBase:
             return "it is not resumed: the server hid the id of a token"
         return None
 
-    def _resume_with(self, prompt: str | list[int]) -> None:
+    def _resume_with(self, prompt: str | list[int] | None) -> None:
         """Ask for what is left, `prompt` being that of the whole answer."""
+        assert prompt is not None
         ids = [token.id for token in self._tokens if token.id is not None]
         left = self._first_request.sampling.max_tokens
         if left > 0:
@@ -269,7 +276,7 @@ class StreamBase:
                 # Only the figures at its end are missing; the server tells them after a token.
                 left, self._repeated = 1, 1
                 ids.pop()
-        self._request = resumed(self._first_request, prompt, ids, left)
+        self._request = self._first_request.resumed(prompt, ids, left)
         self._rest_wanted = False
         self._begin(self._answer, len(ids))
 

@@ -18,10 +18,12 @@ class Events:
 
     assembler: gets the tokens. finish_reason: `None` until the server has told. figures: the last
     usage and timings that came. done: the answer is whole. cut: it is whole because of a stop
-    token, while the server goes on.
+    token, while the server goes on. tells_timings: the figures have the server's timings.
     """
 
     __slots__ = ("_reads_ids", "_what", "assembler", "cut", "done", "figures", "finish_reason")
+
+    tells_timings = True
 
     def __init__(
         self, what: str, sampling: SamplingOptions, *, chat: bool, reads_ids: bool

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from rocllm.client._errors import http_error, unexpected
-from rocllm.errors import OptionsError
+from rocllm.client._events import ChatEvents, CompletionEvents, Events
+from rocllm.errors import OptionsError, RocllmError
 from rocllm.options import SamplingOptions
 from rocllm.results import Message
 
@@ -148,6 +149,31 @@ class StreamRequest:
         """The answer comes in the form of a chat."""
         return self.prompt is None
 
+    def new_events(self) -> Events:
+        """What reads the events of an answer."""
+        kind = ChatEvents if self.chat else CompletionEvents
+        return kind(self.what, self.sampling, chat=self.chat, reads_ids=self.reads_ids)
+
+    def instead(self, _error: RocllmError) -> StreamRequest | None:
+        """Another request that may do where this one was refused with `error`; `None`: none."""
+        return None
+
+    def whole_prompt(self) -> Call[Any] | None:
+        """What asks for the prompt, to go on from there; `None`: it is `prompt`."""
+        return apply_template(self.messages) if self.chat else None
+
+    def resumed(
+        self, prompt: str | list[int], tokens: Sequence[int], max_tokens: int
+    ) -> StreamRequest:
+        """Go on where a stream broke off: `prompt` and the `tokens` that came are the new prompt.
+
+        The server takes text and ids together (`tokenize_mixed`, tools/server/server-common.cpp,
+        b11434), so the text becomes the same tokens as before.
+        """
+        parts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
+        sampling = replace(self.sampling, max_tokens=max_tokens)
+        return _completion(prompt, [*parts, *tokens], sampling, resume=True)
+
 
 def completion(
     prompt: str | Sequence[int], sampling: SamplingOptions, *, resume: bool = False
@@ -157,19 +183,6 @@ def completion(
         _check_resumable(sampling)
     checked = prompt if isinstance(prompt, str) else checked_ids(prompt)
     return _completion(checked, checked, sampling, resume=resume)
-
-
-def resumed(
-    request: StreamRequest, prompt: str | list[int], tokens: Sequence[int], max_tokens: int
-) -> StreamRequest:
-    """Go on where a stream broke off: `prompt` and the `tokens` that came are the new prompt.
-
-    The server takes text and ids together (`tokenize_mixed`, tools/server/server-common.cpp,
-    b11434), so the text becomes the same tokens as before.
-    """
-    parts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
-    sampling = replace(request.sampling, max_tokens=max_tokens)
-    return _completion(prompt, [*parts, *tokens], sampling, resume=True)
 
 
 def _completion(

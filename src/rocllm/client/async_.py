@@ -306,10 +306,8 @@ class AsyncTokenStream(StreamBase):
         self._explain = None
         self._explain = await client._await_server()
         if self._rest_wanted:
-            prompt = request.prompt
-            if prompt is None:
-                prompt = await client._call(_wire.apply_template(request.messages))
-            self._resume_with(prompt)
+            call = request.whole_prompt()
+            self._resume_with(request.prompt if call is None else await client._call(call))
         self._check_open()
         return Exchange(
             client._pool,
