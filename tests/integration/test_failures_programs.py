@@ -14,6 +14,7 @@ import pytest
 from tests.integration.engine import load, tiny
 
 import rocllm
+from rocllm.devices import discover_devices
 from rocllm.errors import (
     BinaryNotFound,
     ConnectionLost,
@@ -26,6 +27,7 @@ from rocllm.errors import (
 )
 from rocllm.options import RestartPolicy
 from rocllm.testing.fake_llama_server import write_fake_llama_server
+from rocllm.testing.fake_sysfs import DESKTOP, write_tree
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
 
@@ -207,6 +209,20 @@ def test_a_crash_in_an_answer(
         assert type(caught.value) is error
         assert (caught.value.cause, caught.value.retryable) == (cause, retryable)
         assert caught.value.text == "All w"
+
+
+@pytest.mark.parametrize("node", [1, 2])
+def test_the_gpu_that_failed_is_named(model_file: Path, node: int) -> None:
+    """ROCm tells the number of a node; the second of a desktop is the processor's own GPU."""
+    desktop = write_tree(model_file.with_name("root"), DESKTOP)
+    gpu = next(gpu for gpu in discover_devices(desktop, {}).devices if gpu.kfd_node == node)
+    said = f"Memory access fault by GPU node-{node} (Agent handle: 0x1) on address 0x2."
+    switches = {"devices": ["0000:03:00.0"], "die_after_tokens": 2, "signal": signal.SIGABRT}
+    with load_fake(model_file, {"root": desktop}, stderr=f"{said}\n", **switches) as model:
+        with pytest.raises(ServerCrashed) as caught:
+            model.generate("a", max_tokens=4).read()
+        assert caught.value.cause == "gpu_fault"
+        assert f"GPU {gpu.label} accessed memory" in str(caught.value)
 
 
 def test_a_connection_that_ends_in_an_answer(model_file: Path) -> None:

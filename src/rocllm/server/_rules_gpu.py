@@ -161,7 +161,7 @@ HINTS = (
         "ignored_gtt_size",
         "amdgpu: unknown parameter 'gtt_size' ignored",
         r"amdgpu: unknown parameter '(?P<name>\w+)' ignored",
-        NoDeviceFound,
+        StartFailed,
         "the kernel does not know amdgpu's parameter {name}: the GPU gets no more memory by it",
         "for gtt_size use ttm.pages_limit on the kernel's command line",
     ),

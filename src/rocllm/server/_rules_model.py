@@ -67,7 +67,7 @@ FILE = (
         r"mmap failed: (?!Cannot allocate memory)|not \d+ byte aligned, cannot mmap",
         ModelFileError,
         "the file cannot be mapped into memory where it lies",
-        "copy it to a local disk, or load it without mmap",
+        "copy it to a local disk, or use load_mode='none'",
     ),
     rule(
         "bad_file",
@@ -115,8 +115,8 @@ MEMORY = (
         "out_of_host_memory",
         "terminate called after throwing an instance of 'std::bad_alloc'",
         r"bad_alloc|(?<!/dev/kfd read-write: )[Cc]annot allocate memory(?! in static TLS)"
-        r"|\bMemoryError\b|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer|ErrorOutOfHostMemory"
-        r"|failed to allocate +[\d.]+ MB|posix_memalign failed with error 12"
+        r"|\bMemoryError\b|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer"
+        r"|ErrorOutOfHostMemory|failed to allocate +[\d.]+ MB|posix_memalign failed with error 12"
         r"|insufficient memory \(attempted to allocate|_PyErr_NoMemory"
         r"|failed to map segment from shared object(?!: (?:Operation not|Permission))",
         OutOfMemory,

@@ -217,7 +217,7 @@ SIGNALS: dict[int, Rule] = dict(
             signal.SIGBUS,
             ServerCrashed,
             "a part of the model file could not be read: it became shorter, or its disk fails",
-            "check the file and its disk; fetch the file again, or load it without mmap",
+            "check the file and its disk; fetch the file again, or use load_mode='none'",
             retryable=False,
         ),
         _signal(

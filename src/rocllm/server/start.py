@@ -113,7 +113,7 @@ def _wait_ready(
             if on_progress is not None:
                 on_progress(LoadProgress(min(signs[-1], total), total))
         elif now - progressed > start_timeout:
-            stalled = StartTimeout(
+            raise StartTimeout(
                 f"{str(model_path)!r} did not become ready",
                 why=f"llama-server showed no progress for {format_seconds(start_timeout)}: no "
                 "output, nothing read, no memory filled",
@@ -121,8 +121,6 @@ def _wait_ready(
                 argv=process.command.argv,
                 output=process.output,
             )
-            stalled.cause = "stalled"
-            raise stalled
 
 
 def _wait_logged(process: ServerProcess, builder: LoadReportBuilder) -> None:
