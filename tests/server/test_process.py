@@ -78,9 +78,9 @@ def test_the_second_sigterm_ends_what_waits_for_its_clients(
     with socket.socket(socket.AF_UNIX) as client:
         assert endpoint.socket_path is not None
         client.connect(endpoint.socket_path)
-        client.sendall(
-            b"POST /completion HTTP/1.1\r\nContent-Length: 14\r\n\r\n" + b'{"prompt": ""}'
-        )
+        body = b'{"prompt": "", "stream": true}'
+        head = b"POST /completion HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+        client.sendall(head + body)
         assert client.recv(64).startswith(b"HTTP/1.1 200")
         assert child.stop(term_grace=0.3, kill_grace=DEADLINE) == 1
 

@@ -216,14 +216,14 @@ def test_removing_ends_what_belongs_to_it(
     environ = {**os.environ, "XDG_CONFIG_HOME": str(made.config_home)}
     other = {**os.environ, "XDG_CONFIG_HOME": f"{made.config_home}2", "X": str(made.config_home)}
     argv = ["sleep", "1000"]
-    with (
-        subprocess.Popen(argv, env=environ, start_new_session=True) as helper,
-        subprocess.Popen(argv, env=other) as stranger,
-    ):
+    with contextlib.ExitStack() as stack:
+        helper = stack.enter_context(subprocess.Popen(argv, env=environ, start_new_session=True))
+        stack.callback(helper.kill)
+        stranger = stack.enter_context(subprocess.Popen(argv, env=other))
+        stack.callback(stranger.kill)
         made.remove()
         assert helper.wait(DEADLINE) == -signal.SIGKILL
         assert stranger.poll() is None
-        stranger.kill()
     assert sleeper.poll() is None
 
 

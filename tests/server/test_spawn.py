@@ -101,12 +101,13 @@ def test_a_copy_of_the_parent_does_not_hold_the_leash(
     assert lives(other)
 
 
+@pytest.mark.parametrize("before", ["", NO_SETPRIV], ids=["setpriv", "python"])
 def test_a_copy_that_python_knows_nothing_of(
-    parent: Parent, eventually: Eventually, lives: Lives
+    parent: Parent, before: str, eventually: Eventually, lives: Lives
 ) -> None:
     """It holds the leash; then the parent-death signal ends the child."""
     fork = "more = [ctypes.PyDLL(None).fork()]\nif not more[0]: time.sleep(1000)"
-    child, _grandchild, other = parent(after=fork)
+    child, _grandchild, other = parent(before=before, after=fork)
     eventually(lambda: not lives(child))
     assert lives(other)
 
