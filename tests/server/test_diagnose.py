@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ from rocllm import errors
 from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, ServerError, StartFailed
 from rocllm.server import diagnose
 from rocllm.server._rules import FROM_OUTSIDE, KILLED_BY_OOM, RULES, SIGNALS, Rule
-from rocllm.server.diagnose import Evidence, Names, explain_exit, status
+from rocllm.server.diagnose import Evidence, Names, cannot_run, explain_exit, status
 
 ARGV = ("/opt/llama-server", "--model", "/m.gguf", "--device", "ROCm0")
 NOISE = (
@@ -206,6 +207,7 @@ def test_an_unknown_end(said: tuple[str, ...], ready: bool) -> None:
     assert "exit status 7" in found.what
     assert (found.argv, found.exit_status, found.output) == (ARGV, 7, said)
     assert (found.cause, found.retryable) == (None, ready)
+    assert found.remedy
 
 
 def test_the_last_lines_are_shown() -> None:
@@ -228,3 +230,31 @@ def test_a_question_that_failed() -> None:
 def test_status(exit_status: int, words: str) -> None:
     """A number nobody knows is a number."""
     assert status(exit_status) == words
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OSError(errno.ENOENT, "x"), "missing_program"),
+        (OSError(errno.EACCES, "x"), "not_executable"),
+        (OSError(errno.ENOEXEC, "x"), "wrong_machine"),
+        (OSError(errno.ETXTBSY, "x"), "program_busy"),
+        (OSError(errno.ENOMEM, "x"), "out_of_host_memory"),
+        (OSError(errno.EAGAIN, "x"), "thread_limit"),
+        (OSError(errno.EMFILE, "x"), "open_files_limit"),
+        (OSError(errno.ENFILE, "x"), "open_files_limit"),
+        (RuntimeError("can't start new thread"), "thread_limit"),
+        (MemoryError(), "out_of_host_memory"),
+        (OSError(errno.EIO, "x"), None),
+        (ValueError("embedded null byte"), None),
+    ],
+    ids=repr,
+)
+def test_a_program_that_the_system_does_not_start(error: Exception, cause: str | None) -> None:
+    """Its number tells the cause; the message is of the program and of what the system said."""
+    found = cannot_run(ARGV, error)
+    assert type(found) is (OutOfMemory if cause == "out_of_host_memory" else StartFailed)
+    assert found.cause == cause
+    assert found.what.startswith("cannot run '/opt/llama-server': ")
+    assert found.argv == ARGV
+    assert found.remedy

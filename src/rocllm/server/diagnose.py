@@ -16,6 +16,7 @@ from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, ServerError, 
 from rocllm.server._rules import FROM_OUTSIDE, KILLED_BY_OOM, RULES, SIGNALS, Rule
 
 _TAIL = 5
+_BY_HAND = "run the same by hand to see more; the command line is in `argv`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def diagnose(
     if names.planned is not None and issubclass(error, OutOfMemory):
         why.append(f"planned: {names.planned}")
     told = "\n".join(part for part in why if part) or None
-    remedy = found.rule.remedy if found else None
+    remedy = found.rule.remedy if found else _BY_HAND
     diagnosis = (
         error(what, why=told, remedy=remedy, argv=argv, exit_status=exit_status, output=output)
         if issubclass(error, ServerError)
@@ -147,8 +148,9 @@ def explain_exit(argv: tuple[str, ...], exit_status: int, output: tuple[str, ...
 def cannot_run(argv: tuple[str, ...], error: Exception) -> ServerError:
     """The error for a program that the system did not even start."""
     number = error.errno if isinstance(error, OSError) else None
-    said = os.strerror(number) if number is not None else str(error)
-    failed: ServerError = StartFailed(f"cannot run {argv[0]!r}: {said}", argv=argv)
+    told = str(error) or type(error).__name__
+    said = told if number is None else os.strerror(number)
+    failed: ServerError = StartFailed(f"cannot run {argv[0]!r}: {said}", remedy=_BY_HAND, argv=argv)
     found = _match((f"failed to execute {argv[0]}: {said}",), hints=False)
     if found is not None:
         rule = found.rule

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from rocllm.errors import StartFailed
 from rocllm.server._spawn import Spawned, spawn
 from rocllm.server.command import LaunchCommand
+from rocllm.server.diagnose import cannot_run
 
 # Seconds from the first to the second SIGTERM: time for the decode under way to end.
 TERM_GRACE = 3.0
@@ -94,15 +95,15 @@ class ServerProcess:
         return tuple(self._lines)
 
     def start(self) -> None:
-        """Start the child. Raises `StartFailed` if the system cannot execute it."""
+        """Start the child. Raises `StartFailed`, or `OutOfMemory`, if the system cannot do it."""
         try:
             self._thread.start()
         except RuntimeError as exc:  # no more threads
-            raise self._cannot_run(exc) from exc
+            raise cannot_run(self.command.argv, exc) from exc
         self._spawned.wait()
         if self._start_error is not None:
             self._thread.join()
-            raise self._cannot_run(self._start_error) from self._start_error
+            raise cannot_run(self.command.argv, self._start_error) from self._start_error
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end, at most `timeout` seconds; the exit status, `None` if it still runs."""
@@ -139,13 +140,6 @@ class ServerProcess:
     def kill(self) -> None:
         """End it at once with all that it started, without waiting; `stop` is still to follow."""
         self._signal(signal.SIGKILL)
-
-    def _cannot_run(self, error: Exception) -> StartFailed:
-        return StartFailed(
-            f"cannot run {self.command.argv[0]!r}: {getattr(error, 'strerror', None) or error}",
-            why="the system refused to execute it",
-            argv=self.command.argv,
-        )
 
     def _climb(self, term_grace: float, kill_grace: float) -> None:
         for number, grace in (
