@@ -46,6 +46,8 @@ _OWNER_SIZE = 512
 _MAKING = 60.0
 # Seconds for a killed process to go: its memory is wanted by who comes next.
 _END_TIMEOUT = 5.0
+# Seconds for the kernel to make a new program of a process; really a fraction of one thousandth.
+_EXECVE_TIMEOUT = 1.0
 # How users that are not mapped into a user namespace are shown; root is one of them in a container
 # without privileges (user_namespaces(7)).
 _UNMAPPED = 65534
@@ -206,9 +208,20 @@ def _bearers(mark: bytes) -> Iterator[int]:
 
 def _bears(pid: int, mark: bytes) -> bool:
     try:
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        deadline = time.monotonic() + _EXECVE_TIMEOUT
+        while not (found := Path(f"/proc/{pid}/environ").read_bytes()) and _is_in_execve(pid):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.001)
+        return mark in found.split(b"\0")
     except OSError:
         return False  # it is gone, or another user's
+
+
+def _is_in_execve(pid: int) -> bool:
+    """It has its new program, which has no arguments yet, nor an environment."""
+    # Kernel threads and zombies have no program: this raises.
+    return bool(os.readlink(f"/proc/{pid}/exe")) and not Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _end(pid: int, is_it: Callable[[], bool]) -> None:
