@@ -108,3 +108,11 @@ def test_what_is_wrong_with_the_gpu_is_said(demo_model: Path, tmp_path: Path) ->
         )
     with model:
         assert any("HSA_OVERRIDE_GFX_VERSION" in note for note in model.info.warnings)
+
+
+def test_listening_for_other_machines_is_said(demo_model: Path) -> None:
+    """It is what the user asked for, and worth a warning."""
+    with pytest.warns(rocllm.RocllmWarning, match=r"0\.0\.0\.0 is reachable from other machines"):
+        model = rocllm.load_model(demo_model, ctx_size=512, threads=1, host="0.0.0.0")
+    with model:
+        assert model.generate("1, 2,", max_tokens=2).read().text

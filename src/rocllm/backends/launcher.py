@@ -291,6 +291,9 @@ class LlamaServerLauncher:
             raise
         if decision.choice.problem is not None:
             notes = (f"the CPU is used: {decision.choice.problem}", *notes)
+        if not decision.options.loopback:
+            host = f"{decision.options.host} is reachable from other machines"
+            notes += (f"{host}: prompts, answers and the key travel unencrypted",)
         notes += launch_warnings(
             decision.machine, decision.choice, self._request.environ, decision.binary
         )

@@ -98,8 +98,10 @@ class LlamaServerModel:
 
     def close(self) -> None:
         """Stop the server and remove its directory."""
-        self._supervisor.close()
-        self._launcher.remove()
+        try:
+            self._supervisor.close()
+        finally:  # after a second Ctrl-C, too
+            self._launcher.remove()
 
     def _interrupt(self) -> None:
         for client in list(self._clients):

@@ -21,8 +21,10 @@ POLL_SECONDS = 0.1
 
 # `python -m pip` that dies with its parent: prctl(PR_SET_PDEATHSIG, SIGKILL), <linux/prctl.h>.
 _PIP = """\
-import ctypes, runpy, sys
+import ctypes, os, runpy, sys
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(os.environ.pop("ROCLLM_PARENT")):
+    sys.exit(1)  # it has ended before it could be known
 sys.argv[0] = "pip"
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
@@ -81,7 +83,7 @@ def download_wheel(
         # ask for a password on the terminal. TMPDIR: where the unfinished download can be measured.
         process = subprocess.Popen(
             command,
-            env={**environ, "TMPDIR": os.fspath(folder)},
+            env={**environ, "TMPDIR": os.fspath(folder), "ROCLLM_PARENT": str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -66,7 +66,9 @@ def _parse(url: str, sha256: str | None) -> tuple[SplitResult, str | None]:
     except ValueError:
         valid = False
     if not valid:
-        raise OptionsError(f"{url!r} is no address", remedy="give https://host/path/model.gguf")
+        # Of the address only what holds no password.
+        shown = url.rpartition("@")[2]
+        raise OptionsError(f"{shown!r} is no address", remedy="give https://host/path/model.gguf")
     if sha256 is None and parts.fragment.startswith(_FRAGMENT):
         sha256 = parts.fragment.removeprefix(_FRAGMENT)
     if sha256 is not None and not _SHA256.fullmatch(sha256):

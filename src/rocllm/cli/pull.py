@@ -116,7 +116,8 @@ def judge_fit(memory: Memory, model: ModelInfo | None, file_size: int) -> catalo
     try:
         plan = plan_memory(model, memory, options)
     except DoesNotFit as exc:
-        assert exc.plan is not None
+        if exc.plan is None:
+            return catalog.Fit(False, exc.what)
         places = range(len(memory.gpus)) if memory.gpus else (None,)
         needed = sum(needed_in(exc.plan.parts, place) for place in places)
         return catalog.Fit(
