@@ -148,7 +148,8 @@ class Answer:
         if self.finished or self.needs_vocabulary:
             return
         if self.refused:
-            raise http_error(self._what, self.response.status or 0, self._error_body)
+            error = http_error(self._what, self.response.status or 0, self._error_body)
+            raise self._events.explained(error)
         kind = self.response.headers.get("content-type", "")
         if not kind.startswith("text/event-stream"):
             raise unexpected(self._what, f"content-type {kind!r} in the place of events")

@@ -6,6 +6,7 @@ from typing import Any
 
 from rocllm.client._errors import server_error, unexpected
 from rocllm.client._tokens import TokenAssembler
+from rocllm.errors import RequestError
 from rocllm.options import SamplingOptions
 from rocllm.results import FinishReason, Token
 
@@ -46,6 +47,10 @@ class Events:
 
     def take_done(self) -> None:
         """Take the `[DONE]` with which OpenAI's streams end; the others have none."""
+
+    def explained(self, error: RequestError) -> RequestError:
+        """The error as which an answer is told that is no stream."""
+        return error
 
     def missing(self, count: int) -> int:
         """How many tokens were generated between the last one and the `count`th."""

@@ -37,10 +37,13 @@ class Names:
     """What a person would call things.
 
     gpus: the label of the GPU of each KFD node. planned: the memory that the child was to take.
+    engine: the program. rules: causes that this engine alone knows; they are tried first.
     """
 
     gpus: Mapping[int, str] = field(default_factory=dict)
     planned: str | None = None
+    engine: str = "llama-server"
+    rules: tuple[Rule, ...] = ()
 
 
 NO_EVIDENCE = Evidence()
@@ -63,9 +66,9 @@ def diagnose(
     model: the model file, for the message. names: what a person would call things. evidence: what
     else is known.
     """
-    found = _cause(argv, exit_status, output, ready, evidence)
+    found = _cause(argv, exit_status, output, ready, evidence, names.rules)
     error = _error_type(found.rule if found else None, ready)
-    subject = f"llama-server could not load {model!r}" if model and not ready else "llama-server"
+    subject = f"{names.engine} could not load {model!r}" if model and not ready else names.engine
     what = f"{subject}: it ended {'while serving ' if ready else ''}with {status(exit_status)}"
     why = [found.why(names), found.said] if found else [_tail(output)]
     if names.planned is not None and issubclass(error, OutOfMemory):
@@ -105,12 +108,13 @@ def _cause(
     output: tuple[str, ...],
     ready: bool,
     evidence: Evidence,
+    own_rules: tuple[Rule, ...],
 ) -> _Found | None:
     number = -exit_status
     if number == signal.SIGKILL and evidence.killed_by_oom is not None:
         return _Found(KILLED_BY_OOM, {}, evidence.killed_by_oom)
     hints = not ready and number <= 0 and _wants_gpu(argv)
-    found = None if number in FROM_OUTSIDE else _match(output, hints)
+    found = None if number in FROM_OUTSIDE else _match(output, hints, (*own_rules, *RULES))
     if found is None or found.rule.error is ServerCrashed:
         # A GPU that was reset is an error of some operation to those that use it.
         found = _match(evidence.kernel_log, hints=False) or found
@@ -170,8 +174,8 @@ def status(exit_status: int) -> str:
         return f"signal {-exit_status}"
 
 
-def _match(lines: tuple[str, ...], hints: bool) -> _Found | None:
-    for rule in RULES:
+def _match(lines: tuple[str, ...], hints: bool, rules: tuple[Rule, ...] = RULES) -> _Found | None:
+    for rule in rules:
         if rule.pattern is None or (rule.hint and not hints):
             continue
         for index in range(len(lines) - 1, -1, -1):

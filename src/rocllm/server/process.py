@@ -40,7 +40,8 @@ DRAIN_GRACE = 0.2
 # cannot be killed; then the truth is said instead of waiting for ever.
 REAP_TIMEOUT = 30.0
 
-_KEPT_LINES = 200
+# Lines of output that are kept for a diagnosis.
+KEPT_LINES = 200
 _LONGEST_LINE = 4096
 _CHUNK = 1 << 16
 
@@ -65,11 +66,13 @@ class ServerProcess:
         command: LaunchCommand,
         on_line: Callable[[str], None] | None = None,
         on_exit: Callable[[], None] | None = None,
+        *,
+        kept_lines: int = KEPT_LINES,
     ) -> None:
         self.command = command
         self._on_line = on_line
         self._on_exit = on_exit
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._lines: deque[str] = deque(maxlen=kept_lines)
         self._popen: subprocess.Popen[bytes] | None = None
         self._start_error: Exception | None = None
         self._spawned = threading.Event()
@@ -223,6 +226,9 @@ class ServerProcess:
             self._take(rest + b"\n")
 
     def _take(self, data: bytes) -> bytes:
+        # A bar of progress goes back to the beginning of its line instead of ending it.
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = data.split(b"\n")
         for raw in lines:
             line = raw[:_LONGEST_LINE].decode("utf-8", "replace")

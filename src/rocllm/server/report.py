@@ -79,6 +79,8 @@ class LoadReportBuilder:
     of: Literal["model", "draft", "projector"] = "model"
     projector_device: str = ""
     draft_problem: str | None = None
+    # How much of the model is loaded, from 0 to 1; `None`: the log does not say.
+    loaded: float | None = None
 
     def feed(self, line: str) -> None:
         """Take one line of the log."""

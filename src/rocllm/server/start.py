@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rocllm.endpoint import Endpoint
@@ -20,7 +21,7 @@ from rocllm.server.command import LaunchCommand
 from rocllm.server.diagnose import NO_NAMES, Names, diagnose
 from rocllm.server.evidence import look_after, look_before
 from rocllm.server.health import check_health
-from rocllm.server.process import ServerProcess
+from rocllm.server.process import KEPT_LINES, ServerProcess
 from rocllm.server.report import LoadReport, LoadReportBuilder
 from rocllm.units import format_seconds
 
@@ -52,21 +53,25 @@ def start_server(
     on_progress: Callable[[LoadProgress], None] | None = None,
     on_spawn: Callable[[int], None] | None = None,
     on_exit: Callable[[], None] | None = None,
+    log: LoadReportBuilder | None = None,
+    kept_lines: int = KEPT_LINES,
 ) -> tuple[ServerProcess, LoadReport]:
     """Start `command` and return when it answers on `endpoint`.
 
     start_timeout: seconds without a sign of progress. names: for messages. cancel: set it to give
-    up. on_spawn: is told the process id. on_exit: is called when the process has ended.
+    up. on_spawn: is told the process id. on_exit: is called when the process has ended. log: reads
+    the output; `None`: as llama-server's. kept_lines: of it, for a diagnosis.
 
     Raises the error that says why it did not become ready; no process is left then.
     """
-    builder = LoadReportBuilder()
-    process = ServerProcess(command, on_line=builder.feed, on_exit=on_exit)
+    builder = log or LoadReportBuilder()
+    process = ServerProcess(command, builder.feed, on_exit, kept_lines=kept_lines)
     try:
         process.start()
         if on_spawn is not None and process.pid is not None:
             on_spawn(process.pid)
-        _wait_ready(process, endpoint, model_path, start_timeout, names, cancel, on_progress)
+        report = None if on_progress is None else partial(_report, builder, model_path, on_progress)
+        _wait_ready(process, endpoint, model_path, start_timeout, names, cancel, report)
         _wait_logged(process, builder)
     except BaseException:
         # Ctrl-C included: whoever leaves here leaves no process behind.
@@ -82,12 +87,9 @@ def _wait_ready(
     start_timeout: float,
     names: Names,
     cancel: threading.Event | None,
-    on_progress: Callable[[LoadProgress], None] | None,
+    report: Callable[[int], None] | None,
 ) -> None:
     before = look_before(process.pid or 0)
-    total = 0
-    with contextlib.suppress(OSError):  # it is gone: the server itself will say so
-        total = model_path.stat().st_size
     seen = (0, 0, 0)
     progressed = time.monotonic()
     while True:
@@ -110,17 +112,38 @@ def _wait_ready(
         now = time.monotonic()
         if signs != seen:
             seen, progressed = signs, now
-            if on_progress is not None:
-                on_progress(LoadProgress(min(signs[-1], total), total))
+            if report is not None:
+                report(signs[-1])
         elif now - progressed > start_timeout:
             raise StartTimeout(
                 f"{str(model_path)!r} did not become ready",
-                why=f"llama-server showed no progress for {format_seconds(start_timeout)}: no "
+                why=f"{names.engine} showed no progress for {format_seconds(start_timeout)}: no "
                 "output, nothing read, no memory filled",
                 remedy="see its last output in `.output`; a slow disk wants a larger start_timeout",
                 argv=process.command.argv,
                 output=process.output,
             )
+
+
+def _report(
+    builder: LoadReportBuilder,
+    model_path: Path,
+    on_progress: Callable[[LoadProgress], None],
+    memory: int,
+) -> None:
+    """Tell how far loading is: as the log says, or by the `memory` that is filled."""
+    total = _file_size(model_path)
+    told = builder.loaded
+    on_progress(LoadProgress(min(memory, total) if told is None else round(told * total), total))
+
+
+def _file_size(model_path: Path) -> int:
+    """Bytes of the model; 0 where it is gone, as the server itself will say."""
+    with contextlib.suppress(OSError):
+        if not model_path.is_dir():
+            return model_path.stat().st_size
+        return sum(path.stat().st_size for path in model_path.glob("*.safetensors"))
+    return 0
 
 
 def _wait_logged(process: ServerProcess, builder: LoadReportBuilder) -> None:
@@ -137,11 +160,22 @@ def _signs_of_life(process: ServerProcess) -> tuple[int, int, int]:
     hanging child read and allocate a little, too.
     """
     line = hash(process.output[-1:])
-    try:
-        io = Path(f"/proc/{process.pid}/io").read_text()
-        memory = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2]
-        peak = int(memory.split()[0]) * 1024
-        read = sum(int(x.split()[1]) for x in io.splitlines() if x.startswith(("rchar", "read")))
-    except (OSError, ValueError, IndexError):
-        return line, 0, 0  # it is gone, or not ours to look at
+    read = peak = 0
+    for pid in _family(process.pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # gone, or not ours to look at
+            io = Path(f"/proc/{pid}/io").read_text()
+            memory = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2]
+            peak += int(memory.split()[0]) * 1024
+            counts = [x.split()[1] for x in io.splitlines() if x.startswith(("rchar", "read"))]
+            read += sum(map(int, counts))
     return line, read // PROGRESS_STEP, peak - peak % PROGRESS_STEP
+
+
+def _family(pid: int | None) -> list[int]:
+    """The child, and the processes that do its work: those that it started, and theirs."""
+    found = [] if pid is None else [pid]
+    for parent in found:  # it grows meanwhile
+        with contextlib.suppress(OSError):
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+    return found
