@@ -220,7 +220,8 @@ def test_the_last_lines_are_shown() -> None:
 
 def test_a_question_that_failed() -> None:
     """The same table serves for --version and --help."""
-    assert "ended with exit status 2" in str(explain_exit(ARGV, 2, ()))
+    found = explain_exit(("/opt/llama-server", "--help"), 2, ())
+    assert found.what == "`/opt/llama-server --help` ended with exit status 2"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def test_a_control_group_that_counts_a_kill(tmp_path: Path) -> None:
 
 def test_version_1(tmp_path: Path) -> None:
     """The controller has a hierarchy of its own, and no limit is a large number."""
-    put(tmp_path, f"proc/{PID}/cgroup", "9:name=systemd:/x\n4:memory:/jobs/1\n0::/\n")
+    put(tmp_path, f"proc/{PID}/cgroup", "9:cpu,cpuacct:/jobs/2\n4:memory:/jobs/1\n0::/\n")
+    put(tmp_path, "sys/fs/cgroup/memory/jobs/2/memory.oom_control", "oom_kill 5\n")
     group = "sys/fs/cgroup/memory/jobs/1"
     said = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
     control = put(tmp_path, f"{group}/memory.oom_control", said.format(0))
