@@ -65,8 +65,10 @@ class LlamaServer:
         endpoint: Endpoint,
         interrupt: Callable[[], None],
         names: Names,
+        crash_notice: float = _CRASH_NOTICE,
     ) -> None:
         self.info = info
+        self._crash_notice = crash_notice
         self._process = process
         self._names = names
         self._before = look_before(process.pid or 0)
@@ -99,7 +101,7 @@ class LlamaServer:
         """What a broken connection, or an answer that does not come, means."""
         if isinstance(error, RequestTimeout):
             self._kill_if_it_hangs(error)
-        if self._process.wait(_CRASH_NOTICE) is None and not self._stopping:
+        if self._process.wait(self._crash_notice) is None and not self._stopping:
             if not self._socket_is_gone():
                 return error
             self._give_up(
@@ -145,7 +147,7 @@ class LlamaServer:
 
     def _give_up(self, what: str, why: str, remedy: str, cause: str) -> None:
         self._verdict = ServerCrashed(
-            f"llama-server (process {self._process.pid}) {what}, and was killed",
+            f"{self._names.engine} (process {self._process.pid}) {what}, and was killed",
             why=why,
             remedy=remedy,
             argv=self._process.command.argv,
