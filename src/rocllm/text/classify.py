@@ -93,9 +93,6 @@ class Question:
                 measured = yield from measure(ask, (), piece, told)
                 for token, logprob in measured.items():
                     logprobs[token] = logprob
-            # Passes differ in the fifth digit, and each piece is of another one.
-            excess = math.log(math.fsum(map(math.exp, logprobs)))
-            logprobs = array("d", (logprob - excess for logprob in logprobs))
         top = told.top if self.top_k is not None else ()
         return ClassifyResult(0, "", token=told.top[0], top=top, logprobs=logprobs)
 
@@ -107,7 +104,8 @@ def share(first: Sequence[Prompt], slots: int) -> Steps[None]:
     """
     texts: list[str | Sequence[int]] = []
     for prompt in first[:_SAMPLE] if slots > 1 else ():
-        texts += [(yield from _as_text(prompt))]
+        with contextlib.suppress(OptionsError):  # its result will tell
+            texts += [(yield from _as_text(prompt))]
     prefix = common_prefix(texts)
     if len(prefix) >= (_LONG_TEXT if isinstance(prefix, str) else _LONG_TOKENS):
         yield lambda connection: connection.share_prefix(prefix)
@@ -189,7 +187,7 @@ def classify(
 
     def prepare(first: Sequence[Prompt]) -> None:
         _run(connection, question.read())
-        with contextlib.suppress(RequestError, OptionsError):
+        with contextlib.suppress(RequestError):
             _run(connection, share(first, loaded.info.parallel))
 
     return Batch(
@@ -234,7 +232,7 @@ def classify_async(
 
     async def prepare(first: Sequence[Prompt]) -> None:
         await _run_async(connection, question.read())
-        with contextlib.suppress(RequestError, OptionsError):
+        with contextlib.suppress(RequestError):
             await _run_async(connection, share(first, loaded.info.parallel))
 
     return AsyncBatch(
