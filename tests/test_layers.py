@@ -16,6 +16,7 @@ _SOURCE = Path(__file__).parents[1] / "src" / "rocllm"
 _LAYERS = (
     {"__version__", "errors", "options", "results", "endpoint", "env", "units"},
     {"devices", "gguf"},
+    {"safetensors"},
     {"catalog"},
     {"memory"},
     {"server", "client"},

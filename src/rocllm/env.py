@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+
+from rocllm.errors import OptionsError
 
 # Masks that ROCm's layers read; set by the user they are a restriction that rocllm honours, and
 # they are removed from the child's environment, which gets one mask only (docs/design.md, Pinning).
@@ -21,6 +24,8 @@ HSA_OVERRIDE_GFX_VERSION = "HSA_OVERRIDE_GFX_VERSION"
 
 LLAMA_SERVER_PATH = "ROCM_LLAMA_SERVER_PATH"
 VULKAN_SERVER_PATH = "ROCM_LLAMA_SERVER_VULKAN_PATH"
+VLLM_PYTHON = "ROCM_VLLM_PYTHON"
+VLLM_ARGS = "ROCM_VLLM_ARGS"
 MODEL_DIR = "ROCM_MODEL_DIR"
 
 
@@ -32,6 +37,22 @@ def llama_server_path(environ: Mapping[str, str]) -> str | None:
 def vulkan_server_path(environ: Mapping[str, str]) -> str | None:
     """`ROCM_LLAMA_SERVER_VULKAN_PATH`: a Vulkan build, to use when ROCm fails."""
     return environ.get(VULKAN_SERVER_PATH) or None
+
+
+def vllm_python(environ: Mapping[str, str]) -> str | None:
+    """`ROCM_VLLM_PYTHON`: the Python that has vLLM."""
+    return environ.get(VLLM_PYTHON) or None
+
+
+def vllm_args(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """`ROCM_VLLM_ARGS`: further arguments of the vLLM server, quoted as in a shell.
+
+    Raises `OptionsError` for a quotation that does not end.
+    """
+    try:
+        return tuple(shlex.split(environ.get(VLLM_ARGS, "")))
+    except ValueError as exc:
+        raise OptionsError(f"{VLLM_ARGS}={environ[VLLM_ARGS]!r}", why=str(exc)) from exc
 
 
 def search_path(environ: Mapping[str, str]) -> str:

@@ -47,7 +47,7 @@ from rocllm.server import (
 from rocllm.units import format_seconds
 
 # Tries with new ports, when the port is ours to choose and was taken between choosing and binding.
-_PORT_TRIES = 3
+PORT_TRIES = 3
 # Seconds that a request waits for its server to be seen dead after its connection broke.
 _CRASH_NOTICE = 1.0
 # Seconds in which a server that is alive answers a health check; it does so from a thread that has
@@ -253,9 +253,9 @@ class LlamaServerLauncher:
             self._run_dir = RunDir.create(self._request.environ)
         run_dir, options = self._run_dir, decision.options
         # Clients know the address of the first server, so it stays that of all.
-        tries = 1 if self._endpoint or options.port or not options.tcp else _PORT_TRIES
+        tries = 1 if self._endpoint or options.port or not options.tcp else PORT_TRIES
         for left in reversed(range(tries)):
-            endpoint = self._endpoint or _endpoint(options, run_dir)
+            endpoint = self._endpoint or choose_endpoint(options, run_dir, tcp=options.tcp)
             run_dir.socket_path.unlink(missing_ok=True)
             try:
                 process, report = start_server(
@@ -364,13 +364,13 @@ class LlamaServerLauncher:
         )
 
 
-def _endpoint(options: LoadOptions, run_dir: RunDir) -> Endpoint:
+def choose_endpoint(options: LoadOptions, run_dir: RunDir, *, tcp: bool) -> Endpoint:
     """A private UNIX socket, or the TCP address that was asked for.
 
     Raises `AddressInUse` for a port of the user's that is taken: another server there would answer
     our health checks in the place of ours.
     """
-    if not options.tcp:
+    if not tcp:
         return Endpoint.unix(run_dir.socket_path)
     host = options.host or "127.0.0.1"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -34,7 +34,7 @@ class ModelLauncher(Launcher[ServingChild], Protocol):
 
 
 L = TypeVar("L", bound=ModelLauncher)
-_SomeClient = TypeVar("_SomeClient", Client, AsyncClient)
+_SomeClient = TypeVar("_SomeClient", bound=Client | AsyncClient)
 
 
 class SupervisedModel(Generic[L]):

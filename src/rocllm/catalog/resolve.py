@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,17 +19,20 @@ from rocllm.catalog.packaged import is_whole
 from rocllm.catalog.sources import named_folders, own_folder
 from rocllm.catalog.stores import find_files, store_folders
 from rocllm.errors import ModelNotFound
+from rocllm.safetensors import is_safetensors_model
 
 _PATH_BEGINNINGS = ("/", "./", "../", "~/")
 _MOST_LISTED = 10
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve_model(name_or_path: str | os.PathLike[str], environ: Mapping[str, str]) -> Path:
-    """The absolute path of the model file that is meant.
+    """The absolute path of the model file that is meant, or of the directory.
 
     name_or_path: the path of a GGUF file; or `demo`; or a name that `discover_models` lists, with
         or without `.gguf`; or the beginning of one that no other name shares; or `NAME:Q4_K_M` with
-        a quantisation. What begins with `/`, `./`, `../` or `~/` is always a path.
+        a quantisation. What begins with `/`, `./`, `../` or `~/` is always a path. A model in
+        safetensors format is a directory, or `user/repo` if it is in the Hub's cache.
 
     Raises `ModelNotFound`, which says where was looked and names the nearest.
 
@@ -47,11 +51,22 @@ def resolve_model(name_or_path: str | os.PathLike[str], environ: Mapping[str, st
     found = find_by_name(given.removeprefix(HUB_PREFIX), environ)
     if found is not None:
         return found
+    snapshot = find_snapshot(given.removeprefix(HUB_PREFIX), environ)
+    if snapshot is not None:
+        return snapshot
     if given.startswith(HUB_PREFIX):
         raise ModelNotFound(
             f"the model {given!r} has not been fetched yet",
             why=f"it is not in {env.hub_cache(environ)}",
-            remedy=f"rocllm pull {given}",
+            remedy=f"rocllm pull {given}; or, for a model in safetensors format: "
+            f"hf download {given.removeprefix(HUB_PREFIX)}",
+        )
+    if _REPO.fullmatch(given) and not os.path.lexists(given) and not given.endswith(SUFFIX):
+        raise ModelNotFound(
+            f"no model {given!r}",
+            why=f"there is no such file, and it is not in {env.hub_cache(environ)}",
+            remedy=f"rocllm pull {HUB_PREFIX}{given}; or, for a model in safetensors format: "
+            f"hf download {given}",
         )
     if os.sep in given or os.path.lexists(given):
         return _resolve_path(given, environ)
@@ -113,6 +128,19 @@ def find_by_name(name: str, environ: Mapping[str, str]) -> Path | None:
     return found[0].path if found else None
 
 
+def find_snapshot(repo: str, environ: Mapping[str, str]) -> Path | None:
+    """The newest whole model in safetensors format of that repository in the Hub's cache."""
+    if not _REPO.fullmatch(repo):
+        return None
+    folder = env.hub_cache(environ) / f"models--{repo.replace('/', '--')}"
+    try:
+        main = (folder / "refs" / "main").read_text(errors="replace").strip()
+        snapshots = sorted((folder / "snapshots").iterdir(), key=lambda path: path.name != main)
+    except OSError:
+        return None
+    return next(filter(is_safetensors_model, snapshots), None)
+
+
 def _resolve_demo(environ: Mapping[str, str]) -> Path:
     for folder in (*named_folders(environ), own_folder(environ)):
         path = folder / DEMO.file_name
@@ -155,6 +183,8 @@ def _resolve_path(given: str, environ: Mapping[str, str]) -> Path:
             remedy=_suggest(path.name, environ, nearby=model_files_in(path.parent)),
         ) from exc
     if stat.S_ISREG(mode):
+        return path
+    if is_safetensors_model(path):
         return path
     if not stat.S_ISDIR(mode):
         raise ModelNotFound(

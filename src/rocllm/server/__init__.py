@@ -1,5 +1,7 @@
 """One llama-server child: find it, build its command line, run it, watch it, stop it."""
 
+from rocllm.server._rule import Rule, rule
+from rocllm.server._rules import RULES
 from rocllm.server.binary import ListedDevice, ServerBinary, find_server, list_devices
 from rocllm.server.command import LaunchCommand, LaunchOptions, build_command
 from rocllm.server.diagnose import Names, diagnose
@@ -12,6 +14,7 @@ from rocllm.server.start import LoadProgress, start_server
 from rocllm.server.supervisor import State, Supervisor, Transition
 
 __all__ = [
+    "RULES",
     "Buffer",
     "LaunchCommand",
     "LaunchOptions",
@@ -19,6 +22,7 @@ __all__ = [
     "LoadProgress",
     "LoadReport",
     "Names",
+    "Rule",
     "RunDir",
     "ServerBinary",
     "ServerProcess",
@@ -33,5 +37,6 @@ __all__ = [
     "list_devices",
     "look_after",
     "look_before",
+    "rule",
     "start_server",
 ]

@@ -37,13 +37,13 @@ class Names:
     """What a person would call things.
 
     gpus: the label of the GPU of each KFD node. planned: the memory that the child was to take.
-    engine: the program. rules: causes that this engine alone knows; they are tried first.
+    engine: the program. rules: the causes to try, in this order.
     """
 
     gpus: Mapping[int, str] = field(default_factory=dict)
     planned: str | None = None
     engine: str = "llama-server"
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = RULES
 
 
 NO_EVIDENCE = Evidence()
@@ -108,13 +108,13 @@ def _cause(
     output: tuple[str, ...],
     ready: bool,
     evidence: Evidence,
-    own_rules: tuple[Rule, ...],
+    rules: tuple[Rule, ...],
 ) -> _Found | None:
     number = -exit_status
     if number == signal.SIGKILL and evidence.killed_by_oom is not None:
         return _Found(KILLED_BY_OOM, {}, evidence.killed_by_oom)
     hints = not ready and number <= 0 and _wants_gpu(argv)
-    found = None if number in FROM_OUTSIDE else _match(output, hints, (*own_rules, *RULES))
+    found = None if number in FROM_OUTSIDE else _match(output, hints, rules)
     if found is None or found.rule.error is ServerCrashed:
         # A GPU that was reset is an error of some operation to those that use it.
         found = _match(evidence.kernel_log, hints=False) or found

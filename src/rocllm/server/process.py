@@ -36,6 +36,8 @@ TERM_GRACE = 3.0
 KILL_GRACE = 2.0
 # Seconds for output that a helper of the child may still write after the child itself is gone.
 DRAIN_GRACE = 0.2
+# Seconds for the rest of the child's group, which is killed with it, to be gone.
+GROUP_GRACE = 2.0
 # Seconds for the kernel to take away a killed process. A process in an uninterruptible driver call
 # cannot be killed; then the truth is said instead of waiting for ever.
 REAP_TIMEOUT = 30.0
@@ -197,6 +199,7 @@ class ServerProcess:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
+                _await_group(popen.pid)
                 self._exited.set()
                 return
         popen.wait()
@@ -245,3 +248,15 @@ class ServerProcess:
             _log.exception("a callback of the child %s has raised", self.pid)
             return False
         return True
+
+
+def _await_group(group: int) -> None:
+    """Wait until nobody is left of a killed group: its memory is wanted by who comes next.
+
+    Not for long: in a container whose first process does not reap, the dead stay in it.
+    """
+    deadline = time.monotonic() + GROUP_GRACE
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.01)
