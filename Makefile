@@ -12,11 +12,12 @@ comma := ,
 export PIP_USER := 0
 export PROMPT
 
-.PHONY: help demo test chaos check bench bench-planner native clean
+.PHONY: help demo test test-vllm chaos check bench bench-planner native clean
 
 help:
 	@echo "make demo    fetch a small model and print its answer"
 	@echo "make test    run all tests"
+	@echo "make test-vllm  the tests that need vLLM, on one for the CPU that it makes (3.5 GB)"
 	@echo "make chaos   16 callers, and a server that is killed 200 times"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   run the benchmarks"
@@ -29,6 +30,14 @@ demo: $(VENV)/.has-embedded
 test: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
 	$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
+
+# TORCH_INDEX: where PyTorch's wheels for the CPU are, if not where pip looks anyway.
+test-vllm: $(VENV)/.has-embedded-dev
+	$(RUN) rocllm pull demo
+	@made=$$(scripts/make-vllm $(VENV)/bin/python) && set -- $$made && \
+		ROCM_VLLM_PYTHON=$$1 ROCLLM_TEST_SAFETENSORS=$$2 \
+		TORCHINDUCTOR_CACHE_DIR=$$(dirname $$2)/torchinductor \
+		$(RUN) pytest tests/vllm $(ARGS)
 
 chaos: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rocllm.backends.base import LoadRequest
 from rocllm.devices import (
@@ -14,7 +15,7 @@ from rocllm.devices import (
     discover_devices,
 )
 from rocllm.doctor import name_cause
-from rocllm.errors import OffloadFailed, RocllmError
+from rocllm.errors import ModelFileError, OffloadFailed, RocllmError
 from rocllm.gguf import ModelInfo, read_model_info
 from rocllm.memory import (
     MemoryPlan,
@@ -25,6 +26,7 @@ from rocllm.memory import (
     read_memory,
 )
 from rocllm.options import LoadOptions
+from rocllm.safetensors import is_safetensors_model
 from rocllm.server import Names, ServerBinary, find_server, list_devices
 from rocllm.units import format_bytes
 
@@ -59,6 +61,7 @@ class Decision:
 
 def decide(request: LoadRequest, options: LoadOptions) -> Decision:
     """Choose device, engine and plan. Raises the error that says why that cannot be."""
+    _refuse_safetensors(request.path)
     info = read_model_info(request.path)
     machine = discover_devices(request.root, request.environ)
     binary: ServerBinary | None = None
@@ -79,6 +82,17 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
         name_cause(exc, machine, request.environ, binary)
         raise
     return Decision(options, info, machine, binary, choice, names, plan, environ)
+
+
+def _refuse_safetensors(path: Path) -> None:
+    if is_safetensors_model(path):
+        error = ModelFileError(
+            f"{str(path)!r} is a model in safetensors format",
+            why="llama.cpp runs GGUF files",
+            remedy="load it with backend='vllm', or fetch a GGUF version of it",
+        )
+        error.cause = "other_backend"
+        raise error
 
 
 def _demand(plan: MemoryPlan) -> str:

@@ -76,8 +76,10 @@ class SupervisedModel(Generic[L]):
 
     def close(self) -> None:
         """Stop the child and remove its directory."""
-        self._supervisor.close()
-        self._launcher.remove()
+        try:
+            self._supervisor.close()
+        finally:  # after a second Ctrl-C, too
+            self._launcher.remove()
 
     def _known(self, client: _SomeClient) -> _SomeClient:
         """`client`, which is interrupted when the child is stopped."""

@@ -47,12 +47,16 @@ _AT_LAUNCH: Mapping[str, tuple[State, ...]] = {
 
 
 def launch_warnings(
-    machine: Machine, choice: Choice, environ: Mapping[str, str], binary: ServerBinary
+    machine: Machine,
+    choice: Choice,
+    environ: Mapping[str, str],
+    binary: ServerBinary | None = None,
 ) -> tuple[str, ...]:
     """What is wrong with the GPU that was chosen though a model runs on it, a sentence each.
 
     machine, choice: what discovery found and what of it is used. environ: the user's. binary: the
-    llama-server that runs; the heads of its files are read, which takes milliseconds.
+    llama-server that runs; the heads of its files are read, which takes milliseconds. `None`: it
+    is another engine, whose files are not looked at.
 
     Nothing is said where the CPU is used, nor on a machine on which all is well.
 
@@ -61,7 +65,7 @@ def launch_warnings(
     """
     if not choice.devices:
         return ()
-    files = read_engine_files(binary.path, environ)
+    files = None if binary is None else read_engine_files(binary.path, environ)
     return tuple(
         f"{one.evidence}" + (f": {remedy}" if (remedy := _remedy(one)) else "")
         for one in cheap_findings(machine, environ, files, choice)

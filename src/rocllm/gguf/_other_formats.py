@@ -27,7 +27,11 @@ _BEGINNINGS = (
     (rb"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint", _CONVERT),
     (rb"\x80[\x02-\x05]", "a Python pickle, perhaps a PyTorch checkpoint", _CONVERT),
     (rb"\x89HDF", "an HDF5 file", _CONVERT),
-    (rb"(?s).{7}\x00\{", "a safetensors file", _CONVERT),
+    (
+        rb"(?s).{7}\x00\{",
+        "a safetensors file",
+        f"load its folder with backend='vllm', or {_CONVERT}",
+    ),
     (rb"lmgg|fmgg|tjgg|algg", "a GGML file from before GGUF (August 2023)", _CONVERT),
     (rb"\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ|BZh", "a compressed file", "unpack it first"),
     (rb"\x7fELF", "a program", "give the path of a .gguf file"),

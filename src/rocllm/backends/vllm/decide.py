@@ -18,14 +18,13 @@ from rocllm.devices import (
     choose_devices,
     discover_devices,
 )
-from rocllm.doctor import name_cause
+from rocllm.doctor import launch_warnings, name_cause
 from rocllm.errors import (
     ModelFileError,
     NoDeviceFound,
     OffloadFailed,
     OptionsError,
     RocllmError,
-    UnsupportedArchitecture,
 )
 from rocllm.gguf import ModelInfo
 from rocllm.memory import read_memory
@@ -62,6 +61,10 @@ class Decision:
         planned = f"{format_bytes(self.info.tensor_bytes or 0)} of weights, and a cache"
         return Names(gpus, planned, engine="vLLM", rules=RULES)
 
+    def name_cause(self, error: RocllmError) -> None:
+        """Add to `error` the check of the doctor's that explains it, if one does."""
+        name_cause(error, self.machine, self.environ)
+
     @property
     def because(self) -> tuple[str, ...]:
         """Why these settings, a sentence each."""
@@ -84,9 +87,13 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
         memory = read_memory(choice.devices, request.root)
         settings = choose_settings(options, info, memory)
     except RocllmError as exc:
-        name_cause(exc, machine, request.environ, None)
+        name_cause(exc, machine, request.environ)
         raise
     environ = child_environment(choice, request.environ)
+    if not options.loopback:
+        said = "any of them may use what vLLM serves without a key, such as /invocations"
+        notes += (f"{options.host} is reachable from other machines: {said}",)
+    notes += launch_warnings(machine, choice, request.environ)
     return Decision(
         options, directory, info, machine, installation, choice, settings, environ, notes
     )
@@ -99,11 +106,13 @@ def model_directory(path: Path) -> Path:
     if is_safetensors_model(path):
         return path
     if path.is_file() and _is_gguf(path):
-        raise UnsupportedArchitecture(
+        error = ModelFileError(
             f"{str(path)!r} is a GGUF file",
             why="the backend 'vllm' runs models in safetensors format",
             remedy="load it with backend='rocm'",
         )
+        error.cause = "other_backend"
+        raise error
     raise ModelFileError(
         f"{str(path)!r} is not a model that vLLM runs",
         why="it is no directory with config.json and .safetensors files",

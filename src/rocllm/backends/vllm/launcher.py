@@ -67,6 +67,9 @@ class VllmLauncher:
             except AddressInUse:
                 if not left:
                     raise
+            except RocllmError as exc:
+                decision.name_cause(exc)
+                raise
         raise AssertionError("the last try returns or raises")
 
     def adapt(self, error: RocllmError) -> bool:
