@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 from rocllm.cli._rows import TEXT, Row, Rows
 from rocllm.errors import OptionsError
@@ -132,10 +132,16 @@ class Ledger:
         self.written = 0
         self.rejected = 0
         self.last_error: str | None = None
-        if overwrite:
-            for path in (output, rejects):
-                if path is not None:
-                    path.unlink(missing_ok=True)
+        self._paths = [path for path in (output, rejects) if path is not None]
+        for path in self._paths:
+            if path.exists() and not path.is_file():
+                raise OptionsError(
+                    f"{path} is not a file",
+                    why="it is read again by a run that goes on",
+                    remedy="without --output the rows go to standard output",
+                )
+            if overwrite:
+                path.unlink(missing_ok=True)
         self._check(job)
 
     @property
@@ -203,7 +209,9 @@ class Ledger:
 
     def _append(self, file: BinaryIO, record: bytes) -> None:
         try:
-            file.write(record)
+            rest = memoryview(record)
+            while rest:
+                rest = rest[file.write(rest) :]
             file.flush()
         except BrokenPipeError:
             raise
@@ -222,8 +230,7 @@ class Ledger:
         self._synced = time.monotonic()
 
     def _check(self, job: Mapping[str, Any]) -> None:
-        paths = [path for path in (self._output_path, self._rejects_path) if path is not None]
-        there = next((path for path in paths if path.exists() and path.stat().st_size), None)
+        there = next((path for path in self._paths if path.exists() and path.stat().st_size), None)
         note = None
         if self._output_path is not None:
             note = self._output_path.with_name(self._output_path.name + ".job.json")
@@ -315,7 +322,7 @@ def _existing(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO]:
 
 def _writable(path: Path) -> BinaryIO:
     try:
-        return open(path, "ab")
+        return cast(BinaryIO, open(path, "ab", buffering=0))
     except OSError as exc:
         raise OptionsError(f"{path} cannot be written: {exc.strerror}") from exc
 

@@ -118,7 +118,10 @@ def classify(
     prefix = label_prefix
     if prefix is None:
         prefix = "" if chat or wanted.ends_in_space else " "
-    texts = checked_labels({name: prefix + name for name in _labels(labels, labels_file)})
+    names = checked_labels(_labels(labels, labels_file))
+    texts = {name: prefix + name for name in names}
+    if output == Path("-"):
+        output = None
     if rejects is None and output is not None:
         rejects = output.with_name(output.name + ".rejects.jsonl")
     _check_paths(file, output, rejects)
