@@ -21,15 +21,36 @@ if TYPE_CHECKING:
     from rocllm.errors import RocllmError, RocllmWarning
     from rocllm.gguf import ModelInfo, read_gguf
     from rocllm.options import LoadOptions, RestartPolicy, SamplingOptions
-    from rocllm.results import Completion, Message, Timings, Token, Usage
+    from rocllm.results import (
+        BatchProgress,
+        BatchResult,
+        ClassifyResult,
+        Completion,
+        Message,
+        Timings,
+        Token,
+        Usage,
+    )
     from rocllm.server import Transition
-    from rocllm.text import AsyncTextModel, TextModel, load_model, load_model_async
+    from rocllm.text import (
+        AsyncBatch,
+        AsyncTextModel,
+        Batch,
+        TextModel,
+        load_model,
+        load_model_async,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncBatch",
     "AsyncTextModel",
     "AsyncTokenStream",
+    "Batch",
+    "BatchProgress",
+    "BatchResult",
+    "ClassifyResult",
     "Completion",
     "Device",
     "DeviceSample",
@@ -58,8 +79,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "AsyncBatch": "text",
     "AsyncTextModel": "text",
     "AsyncTokenStream": "client",
+    "Batch": "text",
+    "BatchProgress": "results",
+    "BatchResult": "results",
+    "ClassifyResult": "results",
     "Completion": "results",
     "Device": "devices",
     "DeviceSample": "devices",

@@ -23,6 +23,13 @@ def blocking() -> None:
         reply = model.chat([rocllm.Message("user", "Hello")]).read()
         assert_type(reply, rocllm.Completion)
         assert_type(reply.usage.total_tokens, int)
+        for answer in model.batch_generate(["Hello", [rocllm.Message("user", "Hi")]], max_tokens=8):
+            assert_type(answer, rocllm.BatchResult)
+            assert_type(answer.text, str)
+            assert_type(answer.error, rocllm.RocllmError | None)
+        labelled = model.classify(iter(["Hello"]), labels={"yes": " yes", "no": " no"})
+        assert_type(labelled, rocllm.Batch[rocllm.ClassifyResult])
+        assert_type(next(labelled).label, str | None)
         assert_type(model.tokenize("Hello"), list[int])
         assert_type(model.detokenize([1, 2]), str)
 
@@ -32,6 +39,9 @@ async def asynchronous() -> None:
         assert_type(model, rocllm.AsyncTextModel)
         async for token in model.generate("Hello"):
             assert_type(token, rocllm.Token)
+        async for answer in model.batch_generate([[1, 2, 3]], ordered=False):
+            assert_type(answer, rocllm.BatchResult)
+        assert_type(model.classify(["Hi"], top_k=5), rocllm.AsyncBatch[rocllm.ClassifyResult])
         assert_type(await model.chat([rocllm.Message("user", "Hi")]).read(), rocllm.Completion)
     awaited = await rocllm.load_model_async("demo")
     assert_type(awaited, rocllm.AsyncTextModel)
