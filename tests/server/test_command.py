@@ -171,14 +171,14 @@ def test_the_environment_is_scrubbed() -> None:
         "MTMD_BACKEND_DEVICE": "x",
     }
     before = dict(environ)
-    assert build(environ=environ).environ == {
-        "PATH": "/usr/bin",
+    built = dict(build(environ=environ).environ)
+    assert built.pop("PATH").endswith(":/usr/bin")
+    assert built == {
         "HOME": "/home/u",
         "XDG_CONFIG_HOME": "/run/x/config",
         "XDG_CACHE_HOME": "/home/u/.cache",
         "ROCR_VISIBLE_DEVICES": "GPU-1",
         "LC_MESSAGES": "C",
-        "GGML_NO_BACKTRACE": "1",
     }
     assert environ == before
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from rocllm.server.environment import scrub_environment
@@ -21,7 +25,7 @@ from rocllm.server.environment import scrub_environment
 )
 def test_what_it_needs_is_passed(name: str) -> None:
     """What the loader, ROCm, Vulkan, ggml, OpenMP and the embedded engine's Python read."""
-    assert scrub_environment({name: "value"}, "/dev/null")[name] == "value"
+    assert scrub_environment({name: "value"}, "/dev/null")[name].split(":")[-1] == "value"
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,22 @@ def test_the_configuration_is_ours() -> None:
     before = dict(environ)
     assert scrub_environment(environ, "/run/x/config")["XDG_CONFIG_HOME"] == "/run/x/config"
     assert environ == before
+
+
+def test_a_debugger_that_llama_cpp_calls_does_nothing() -> None:
+    """Its backtrace would take seconds, and push the reason out of the last lines."""
+    child = scrub_environment(os.environ, "/dev/null")
+    called = ("gdb", "--batch", "-ex", "set style enabled on", "-ex", "attach 1")
+    done = subprocess.run(called, env=child, capture_output=True, text=True, check=True, timeout=20)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_debugger_that_somebody_else_calls_is_the_real_one(tmp_path: Path) -> None:
+    """A wrapper script may run the server under it."""
+    gdb = tmp_path / "gdb"
+    gdb.write_text('#!/bin/sh\necho "gdb $*"\n')
+    gdb.chmod(0o700)
+    child = scrub_environment({"PATH": f"{tmp_path}:{os.environ['PATH']}"}, "/dev/null")
+    called = ("gdb", "--args", "llama-server", "--model", "a b")
+    done = subprocess.run(called, env=child, capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout == "gdb --args llama-server --model a b\n"

@@ -87,7 +87,7 @@ GPU = (
     rule(
         "gpu_error",
         "ROCm error: unspecified launch failure",
-        r"(?:ROCm|HIP|CUDA) error: (?P<said>.+)|ggml_cuda_compute_forward: \w+ failed"
+        r"(?:ROCm|HIP|CUDA) error(?:: |$)|ggml_cuda_compute_forward: \w+ failed"
         r"|aborting with error : HSA_STATUS_ERROR",
         ServerCrashed,
         "an operation on the GPU failed",

@@ -118,6 +118,7 @@ MEMORY = (
         r"|\bMemoryError\b|(?:unable|failed) to allocate (?:CPU\w*|\w+_Host) buffer"
         r"|ErrorOutOfHostMemory|failed to allocate +[\d.]+ MB|posix_memalign failed with error 12"
         r"|insufficient memory \(attempted to allocate|_PyErr_NoMemory"
+        r"|GGML_ASSERT\(ctx->mem_buffer != NULL\) failed"
         r"|failed to map segment from shared object(?!: (?:Operation not|Permission))",
         OutOfMemory,
         "the machine's memory, or what this process may use of it, is not enough",

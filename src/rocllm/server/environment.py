@@ -7,8 +7,10 @@ silently, and is never passed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 _NAMES = frozenset(
     {
@@ -33,10 +35,9 @@ _PREFIXES = (
     # The embedded engine is a Python program. ROCLLM_ is for wrapper scripts of the user's.
     *("PYTHON", "ROCLLM_"),
 )
-# A diagnosis reads what is said at the end. In the user's language it would not understand it; and
-# a llama.cpp that gives up starts gdb for a backtrace, which takes seconds, and whose hundreds of
-# lines push the reason out of the last ones that are kept (ggml_print_backtrace, ggml/src/ggml.c).
-_PLAIN_WORDS = {"LC_MESSAGES": "C", "GGML_NO_BACKTRACE": "1"}
+# A diagnosis reads what is said at the end: not in the user's language, and not a backtrace.
+_MESSAGES = {"LC_MESSAGES": "C"}
+_NO_DEBUGGER = Path(__file__).with_name("_no_debugger")
 _SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
 
 
@@ -56,4 +57,5 @@ def scrub_environment(environ: Mapping[str, str], config_home: str) -> dict[str,
     everything = kept.pop("LC_ALL", None)
     if everything:
         kept["LC_CTYPE"] = everything
-    return {**kept, **_PLAIN_WORDS, "XDG_CONFIG_HOME": config_home}
+    path = f"{_NO_DEBUGGER}:{kept.get('PATH', os.defpath)}"
+    return {**kept, **_MESSAGES, "PATH": path, "XDG_CONFIG_HOME": config_home}
