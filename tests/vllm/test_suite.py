@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from rocllm import env
 from rocllm.testing.backend_suite import BackendSuite
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("vllm")
+@pytest.mark.skipif(not os.environ.get(env.VLLM_PYTHON), reason="needs vLLM: make test-vllm")
 class TestVllm(BackendSuite):
     """vLLM for the CPU."""
 

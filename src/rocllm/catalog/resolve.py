@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -129,12 +130,17 @@ def find_by_name(name: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def find_snapshot(repo: str, environ: Mapping[str, str]) -> Path | None:
-    """The newest whole model in safetensors format of that repository in the Hub's cache."""
+    """A whole model in safetensors format of that repository, in the Hub's cache.
+
+    Of several revisions the one that `refs/main` points to.
+    """
     if not _REPO.fullmatch(repo):
         return None
     folder = env.hub_cache(environ) / f"models--{repo.replace('/', '--')}"
-    try:
+    main = ""
+    with contextlib.suppress(OSError):  # fetched by its commit
         main = (folder / "refs" / "main").read_text(errors="replace").strip()
+    try:
         snapshots = sorted((folder / "snapshots").iterdir(), key=lambda path: path.name != main)
     except OSError:
         return None

@@ -215,7 +215,7 @@ class Answer:
             self._events.missing(generated)
             assembler.end(generated, cut_off=reason == "length")
             self.timings = self._timings(timings, cached, computed)
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise unexpected(self._what, "the last event has no usage or no timings") from exc
         self.finish_reason = reason
         self.finished = True

@@ -49,8 +49,8 @@ class VllmEvents(Events):
             return True  # the end
         if "error" in event:
             raise self.explained(server_error(self._what, event["error"]))
-        if event.get("usage"):
-            self.figures = event
+        if usage := event.get("usage"):
+            self.figures = {"usage": dict(usage)}
         for choice in event["choices"]:
             self._note_prompt(event.get("prompt_token_ids") or choice.get("prompt_token_ids"))
             self._take_choice(choice)
