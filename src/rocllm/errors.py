@@ -55,8 +55,8 @@ class RocllmError(Exception):
     remedy: what the user can do next.
 
     `retryable` says whether the same call may succeed unchanged a little later, and `cause` names
-    the cause where it is a known one, such as `"out_of_memory"`: what decides what to do next, so
-    that nobody decides it by reading a message.
+    the cause where it is a known one, such as `"out_of_device_memory"` (docs/failures.md has them
+    all): what decides what to do next, so that nobody decides it by reading a message.
     """
 
     retryable: bool = False
