@@ -66,6 +66,9 @@ class LoadOptions:
     batch_size, ubatch_size: tokens computed at once, logically and physically.
     cache_type_k, cache_type_v: element type of the KV cache, one of `CACHE_TYPES`.
     flash_attn: `"on"`, `"off"` or `"auto"`.
+    swa_full: layers that see a window of tokens only (Gemma, gpt-oss) keep all tokens all the same,
+        so that the beginning of short prompts is not computed anew; `None`: where it costs no
+        memory, which is where the context is not much longer than the window.
     load_mode: how the file is read: `"mmap"`, `"none"` (into memory), `"mlock"` or `"dio"`.
     mmproj: projector for images or sound: a path, or `"auto"` for the best that stands beside the
         model; `None`: none is loaded.
@@ -74,6 +77,8 @@ class LoadOptions:
     n_gpu_layers_draft: its layers on the GPU, counted as `n_gpu_layers`.
     threads: CPU threads for generation.
     llama_server: path of the llama-server to run, or `"embedded"` for the one in the wheel.
+    worker: with the backend `inprocess`, `False` loads the model into the calling process, where
+        nothing is between them, and a crash of the engine is one of the program.
     host, port: listen on TCP at this address instead of a private UNIX socket; with a `host` and
         no `port` a free port is taken, with a `port` and no `host` it is 127.0.0.1.
     start_timeout: seconds without any sign of progress after which loading is given up.
@@ -97,12 +102,14 @@ class LoadOptions:
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     flash_attn: Literal["on", "off", "auto"] | None = None
+    swa_full: bool | None = None
     load_mode: Literal["mmap", "none", "mlock", "dio"] | None = None
     mmproj: str | os.PathLike[str] | None = None
     model_draft: str | os.PathLike[str] | None = None
     n_gpu_layers_draft: int | None = None
     threads: int | None = None
     llama_server: str | os.PathLike[str] | None = None
+    worker: bool | None = None
     host: str | None = None
     port: int | None = None
     start_timeout: float = 120.0
@@ -235,12 +242,14 @@ class LoadArguments(TypedDict, total=False):
     cache_type_k: str | None
     cache_type_v: str | None
     flash_attn: Literal["on", "off", "auto"] | None
+    swa_full: bool | None
     load_mode: Literal["mmap", "none", "mlock", "dio"] | None
     mmproj: str | os.PathLike[str] | None
     model_draft: str | os.PathLike[str] | None
     n_gpu_layers_draft: int | None
     threads: int | None
     llama_server: str | os.PathLike[str] | None
+    worker: bool | None
     host: str | None
     port: int | None
     start_timeout: float

@@ -34,6 +34,7 @@ EXACT: tuple[Kind, ...] = ("KV cache", "state", "output")
 
 LOADS = [
     ("gemma3", Settings(ctx_size=2048, parallel=2)),
+    ("gemma3", Settings(ctx_size=2048, parallel=2, swa_full=True)),
     ("qwen3", Settings(ctx_size=4096, cache_type_k="q8_0", cache_type_v="q4_0")),
     ("deepseek2", Settings(ctx_size=2048, flash_attn=False)),
     ("gpt-oss", Settings(ctx_size=1024, parallel=3, ubatch_size=128)),

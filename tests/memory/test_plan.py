@@ -275,3 +275,21 @@ def assert_fits(plan: MemoryPlan) -> None:
     for gpu in (*range(len(plan.memory.gpus)), None):
         available = room(plan.memory, gpu)
         assert available is None or needed_in(plan.parts, gpu) <= available
+
+
+def test_windowed_layers_keep_all_tokens_where_that_is_free(real: Real) -> None:
+    """Where the context is hardly longer than the window; and wherever the user wants it."""
+
+    def chosen(name: str, **options: int | bool) -> bool:
+        fields = {"parallel": 4, **options}
+        return plan_memory(real(name), ON_CPU, LoadOptions(**fields)).settings.swa_full  # type: ignore[arg-type]
+
+    window = real("Gemma-3-4B").sliding_window
+    assert chosen("Gemma-3-4B", ctx_size=window + 512)
+    assert not chosen("Gemma-3-4B", ctx_size=window + 1024)
+    assert chosen("Gemma-3-4B", ctx_size=window + 1024, swa_full=True)
+    assert not chosen("Gemma-3-4B", ctx_size=512, swa_full=False)
+    assert not chosen("Qwen3-8B", ctx_size=512, swa_full=True)
+    free = plan_memory(real("Gemma-3-4B"), ON_CPU, LoadOptions(ctx_size=1024))
+    without = plan_memory(real("Gemma-3-4B"), ON_CPU, LoadOptions(ctx_size=1024, swa_full=False))
+    assert needed_in(free.parts, None) <= needed_in(without.parts, None)

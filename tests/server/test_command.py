@@ -251,3 +251,15 @@ def test_a_build_without_companions(option: str, flag: str) -> None:
     """It is refused with the flag and the remedy; nothing is left away silently."""
     with pytest.raises(StartFailed, match=f"has no flag --{flag}(.|\n)*use a newer llama-server"):
         build(NEW_FLAGS, **{option: "/m/x.gguf"})
+
+
+def test_what_pays_for_many_short_prompts() -> None:
+    """A cache that can be gone back in, and a place for saved slots; where the build knows them."""
+    flags = {**NEW_FLAGS, "--swa-full": "", "--slot-save-path": "PATH"}
+    folder = Path("/run/x/slots")
+    argv = build(flags, swa_full=True, slot_save_path=folder).argv
+    assert "--swa-full" in argv
+    assert argv[argv.index("--slot-save-path") + 1] == "/run/x/slots/"
+    assert not {"--swa-full", "--slot-save-path"} & set(build(flags).argv)
+    old = build(OLD_FLAGS, swa_full=True, slot_save_path=folder).argv
+    assert not {"--swa-full", "--slot-save-path"} & set(old)

@@ -149,7 +149,7 @@ def classify(
             if ledger.done and not quiet:
                 note(f"{ledger.done:,} rows are done already")
             task = Task(wanted, records, chat=chat, system=system)
-            with opened(model, _sized(load, model), quiet=quiet) as loaded:
+            with opened(model, _for_rows(load, model), quiet=quiet) as loaded:
                 rest = itertools.chain((following,), left)
                 classify_rows(loaded, rest, texts, task, ledger, bar)
     if not ledger.written:
@@ -256,7 +256,9 @@ def _first_row(rows: Rows, template: Template, records: Records) -> Row:
     return first
 
 
-def _sized(load: LoadOptions, model: str) -> LoadOptions:
+def _for_rows(load: LoadOptions, model: str) -> LoadOptions:
+    """With what pays for many short prompts; measured in docs/classify.md."""
+    load = replace(load, swa_full=True)
     if load.ctx_size is not None:
         return load
     if model == "demo":

@@ -139,6 +139,7 @@ def settings_for(request: Request, ctx_size: int, n_gpu_layers: int) -> Settings
         flash_attn=options.flash_attn != "off",
         companions=request.companions.files,
     )
+    settings = replace(settings, swa_full=_swa_full(request, settings))
     if request.companions.draft is not None:
         layers = options.n_gpu_layers_draft
         settings = replace(
@@ -149,6 +150,19 @@ def settings_for(request: Request, ctx_size: int, n_gpu_layers: int) -> Settings
     if request.n_gpus < 2:
         return settings
     return replace(settings, split=_split(request, settings))
+
+
+def _swa_full(request: Request, settings: Settings) -> bool:
+    """Windowed layers keep all tokens: as the user wants it, or where they would do so anyway.
+
+    Without it a server cannot go back in its cache and computes a short prompt that begins like
+    the one before anew (`n_swa` in tools/server/server-context.cpp, b11434).
+    """
+    if not any(layer.windowed for layer in request.shape.layers):
+        return False
+    if request.options.swa_full is not None:
+        return request.options.swa_full
+    return settings.window_cells(request.shape.window) == settings.cells
 
 
 def try_settings(request: Request, settings: Settings) -> Attempt:

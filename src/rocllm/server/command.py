@@ -122,6 +122,8 @@ def _add_layout(flags: _Flags, options: LaunchOptions) -> None:
         flags.need("--tensor-split", ",".join(map(str, settings.split)))
     flags.add("--fit", "off")
     flags.flash_attn(options.flash_attn)
+    if settings.swa_full:
+        flags.add("--swa-full")
     flags.add("--cache-type-k", settings.cache_type_k)
     flags.add("--cache-type-v", settings.cache_type_v)
 
