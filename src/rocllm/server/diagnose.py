@@ -16,6 +16,8 @@ from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, ServerError, 
 from rocllm.server._rules import FROM_OUTSIDE, KILLED_BY_OOM, RULES, SIGNALS, Rule
 
 _TAIL = 5
+# Characters of a line; vLLM may list all the architectures that it knows.
+_MOST_QUOTED = 500
 _BY_HAND = "run the same by hand to see more; the command line is in `argv`"
 
 
@@ -188,7 +190,8 @@ def _match(lines: tuple[str, ...], hints: bool, rules: tuple[Rule, ...] = RULES)
 
 def _quote(lines: tuple[str, ...]) -> str:
     """A line, and the one after it that continues it: `  current device: 1, in function ...`."""
-    said = f"it said: {lines[0].strip()}"
+    line = lines[0].strip()
+    said = f"it said: {line[:_MOST_QUOTED]}{'…' if len(line) > _MOST_QUOTED else ''}"
     return f"{said}\n  {lines[1].strip()}" if lines[1:] and lines[1][:1] == " " else said
 
 

@@ -137,6 +137,14 @@ _SPECIFIC: tuple[Rule, ...] = (
         "choose a number of GPUs that divides it",
     ),
     rule(
+        "open_files_limit",
+        "OSError: [Errno 24] Too many open files: '/proc/self/stat'",
+        r"(?<!`)OSError: \[Errno 24\]",
+        StartFailed,
+        "vLLM may not open more files",
+        "raise the limit: ulimit -n 65535",
+    ),
+    rule(
         "address_in_use",
         "OSError: [Errno 98] Address already in use",
         r"\[Errno 98\]|address already in use",
@@ -190,4 +198,7 @@ _GENERAL = (
     ),
 )
 
-RULES: tuple[Rule, ...] = (*_SPECIFIC, *COMMON, *_GENERAL)
+# vLLM warns at every start of what the common rule takes for the end: a limit that is low.
+_COMMON = tuple(one for one in COMMON if one.id != "open_files_limit")
+
+RULES: tuple[Rule, ...] = (*_SPECIFIC, *_COMMON, *_GENERAL)

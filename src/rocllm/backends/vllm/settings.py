@@ -36,6 +36,7 @@ _ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "mmproj": ((), "a model in safetensors format has its projector in it"),
     "model_draft": ((), "a draft model is for llama-server"),
     "llama_server": ((), "this backend runs vLLM"),
+    "worker": ((), "this backend always starts a vLLM server"),
     "cache_type_k": (tuple(_KV_TYPES), "vLLM has other types for its cache"),
     "cache_type_v": (tuple(_KV_TYPES), "vLLM has other types for its cache"),
 }
