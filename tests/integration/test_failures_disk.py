@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.integration.engine import engine_after, load, tiny
 
+import rocllm
 from rocllm.errors import StartFailed
 
 pytestmark = pytest.mark.timeout(60)
@@ -67,6 +68,10 @@ def test_everything_that_is_kept_at_home(tmp_path: Path, disk: Path) -> None:
     assert said == "answered 2\n"
 
 
+@pytest.mark.skipif(
+    any(Path(path).is_relative_to("/tmp") for path in (sys.executable, rocllm.__file__)),
+    reason="rocllm is below /tmp, which is covered by the full disk",
+)
 def test_no_place_for_a_socket(demo_model: Path) -> None:
     """Every place is full, which is said with their names."""
     said = on_a_full_disk(
