@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,3 +37,19 @@ class TestRocmNative(_OnDemoModel):
 
     backend = "rocm"
     options: ClassVar = {"llama_server": _NATIVE, "threads": 1}
+
+
+class TestInProcessWorker(_OnDemoModel):
+    """llama.cpp without HTTP, in a worker process."""
+
+    backend = "inprocess"
+    options: ClassVar = {"threads": 1}
+
+
+def test_in_the_calling_process(demo_model: Path) -> None:
+    """The suite passes on a model in the calling process, which is another one than this."""
+    suite = Path(__file__).with_name("calling_process.py")
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed, 1 skipped" in done.stdout

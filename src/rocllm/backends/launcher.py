@@ -15,7 +15,9 @@ from rocllm import env
 from rocllm.backends.base import LoadedInfo, LoadRequest
 from rocllm.backends.decide import Decision, decide, engine_name
 from rocllm.backends.recovery import Rung, Situation, next_step
+from rocllm.backends.supervised import ServingChild
 from rocllm.backends.verify import verify_devices
+from rocllm.client.channel import Where
 from rocllm.devices import Device, discrete_gpus, vram_info, wait_memory_released
 from rocllm.doctor import launch_warnings
 from rocllm.endpoint import Endpoint
@@ -36,6 +38,7 @@ from rocllm.server import (
     LoadReport,
     Names,
     RunDir,
+    ServerBinary,
     ServerProcess,
     build_command,
     check_health,
@@ -163,6 +166,8 @@ class LlamaServerLauncher:
     interrupt: ends what clients have under way.
     """
 
+    backend = "rocm"
+
     def __init__(self, request: LoadRequest, interrupt: Callable[[], None]) -> None:
         self._request = request
         self._interrupt = interrupt
@@ -177,7 +182,7 @@ class LlamaServerLauncher:
         # The process of the last server, and its GPUs.
         self._last: tuple[int | None, tuple[Device, ...]] | None = None
 
-    def start(self, cancel: threading.Event, on_exit: Callable[[], None]) -> LlamaServer:
+    def start(self, cancel: threading.Event, on_exit: Callable[[], None]) -> ServingChild:
         """Start a server; the first decides how, and on which endpoint, for those that follow."""
         self._await_memory()
         decision = self._decision = self._decision or decide(self._request, self._options)
@@ -235,8 +240,8 @@ class LlamaServerLauncher:
         return self._info
 
     @property
-    def endpoint(self) -> Endpoint:
-        """Where every server of this launcher listens."""
+    def endpoint(self) -> Where:
+        """Where every server of this launcher is reached."""
         assert self._endpoint is not None, "nothing was started"
         return self._endpoint
 
@@ -248,7 +253,7 @@ class LlamaServerLauncher:
 
     def _start(
         self, decision: Decision, cancel: threading.Event, on_exit: Callable[[], None]
-    ) -> LlamaServer:
+    ) -> ServingChild:
         if self._run_dir is None:
             self._run_dir = RunDir.create(self._request.environ)
         run_dir, options = self._run_dir, decision.options
@@ -277,6 +282,10 @@ class LlamaServerLauncher:
             return self._verified(decision, endpoint, process, report)
         raise AssertionError("the last try returns or raises")
 
+    def _engine(self, binary: ServerBinary) -> str:
+        """The engine in words."""
+        return engine_name(binary)
+
     def _note_child(self, decision: Decision, run_dir: RunDir, pid: int) -> None:
         self._last = pid, decision.choice.devices
         run_dir.write_owner(pid)
@@ -291,6 +300,14 @@ class LlamaServerLauncher:
         except BaseException:
             process.stop()
             raise
+        notes = self._notes(decision, report, notes)
+        self._info = self._describe(decision, process.pid, report, notes)
+        return LlamaServer(process, self._info, endpoint, self._interrupt, decision.names)
+
+    def _notes(
+        self, decision: Decision, report: LoadReport, notes: tuple[str, ...] = ()
+    ) -> tuple[str, ...]:
+        """What is not as it was chosen."""
         if decision.choice.problem is not None:
             notes = (f"the CPU is used: {decision.choice.problem}", *notes)
         if not decision.options.loopback:
@@ -301,8 +318,7 @@ class LlamaServerLauncher:
         )
         if report.draft_problem is not None:
             notes = (*notes, f"the draft model is not used: {report.draft_problem}")
-        self._info = self._describe(decision, endpoint, process, report, notes)
-        return LlamaServer(process, self._info, endpoint, self._interrupt, decision.names)
+        return notes
 
     def _command(self, decision: Decision, endpoint: Endpoint, run_dir: RunDir) -> LaunchCommand:
         launch = LaunchOptions(
@@ -336,19 +352,14 @@ class LlamaServerLauncher:
         store_measurement(self._request.path, measurement, self._request.environ)
 
     def _describe(
-        self,
-        decision: Decision,
-        endpoint: Endpoint,
-        process: ServerProcess,
-        report: LoadReport,
-        notes: tuple[str, ...],
+        self, decision: Decision, pid: int | None, report: LoadReport, notes: tuple[str, ...]
     ) -> LoadedInfo:
-        plan, choice = decision.plan, decision.choice
+        plan, choice, endpoint = decision.plan, decision.choice, self.endpoint
         return LoadedInfo(
             path=self._request.path,
             model=decision.info,
-            backend="rocm",
-            engine=engine_name(decision.binary),
+            backend=self.backend,
+            engine=self._engine(decision.binary),
             devices=choice.devices if decision.device_names else (),
             device_because=choice.because,
             engine_because=(decision.binary.found_by,),
@@ -359,8 +370,8 @@ class LlamaServerLauncher:
             buffers=report.buffers,
             warnings=notes,
             recovered=tuple(self._taken.values()),
-            endpoint=endpoint,
-            pid=process.pid,
+            endpoint=endpoint if isinstance(endpoint, Endpoint) else None,
+            pid=pid,
         )
 
 

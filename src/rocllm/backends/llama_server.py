@@ -8,7 +8,7 @@ from rocllm.backends.base import LoadRequest
 from rocllm.backends.launcher import LlamaServerLauncher
 from rocllm.backends.supervised import SupervisedModel
 from rocllm.client import AsyncClient, Client
-from rocllm.errors import RocllmError
+from rocllm.errors import OptionsError, RocllmError
 from rocllm.server import find_server
 
 
@@ -31,14 +31,22 @@ class LlamaServerBackend:
 
     def load(self, request: LoadRequest) -> LlamaServerModel:
         """Choose device, engine and plan, start the server, and check what it uses."""
+        if request.options.worker is not None:
+            raise OptionsError(
+                f"worker={request.options.worker} with backend {self.name!r}",
+                why="it always starts a llama-server",
+                remedy="use backend='inprocess', or leave worker away",
+            )
         return LlamaServerModel(request).load(request.cancel)
 
 
 class LlamaServerModel(SupervisedModel[LlamaServerLauncher]):
-    """A model in a llama-server that is looked after."""
+    """A model in a llama-server that is looked after, or in what `launcher` starts instead."""
 
-    def __init__(self, request: LoadRequest) -> None:
-        super().__init__(request, LlamaServerLauncher(request, self._interrupt))
+    def __init__(
+        self, request: LoadRequest, launcher: type[LlamaServerLauncher] = LlamaServerLauncher
+    ) -> None:
+        super().__init__(request, launcher(request, self._interrupt))
 
     def connect(self) -> Client:
         """A client for blocking callers."""

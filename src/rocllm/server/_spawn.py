@@ -71,8 +71,10 @@ class Spawned:
     leash: Leash
 
 
-def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
+def spawn(argv: Sequence[str], environ: Mapping[str, str], pass_fds: Sequence[int] = ()) -> Spawned:
     """Start a child in a process group of its own, its output in one pipe, without input.
+
+    pass_fds: what else it is given, under the same numbers.
 
     Raises `OSError`, and `ValueError` for an argument with a NUL; no process is left then.
     """
@@ -86,7 +88,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Spawned:
                 stdin=wait,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(leash.fd,),
+                pass_fds=(leash.fd, *pass_fds),
                 bufsize=0,
                 cwd="/",
                 umask=0o077,

@@ -30,10 +30,11 @@ ALL_LAYERS = 999
 
 @dataclass(frozen=True, slots=True)
 class LaunchCommand:
-    """What to execute: the whole argument vector and the whole environment."""
+    """What to execute: the whole argument vector, the whole environment, and what is left open."""
 
     argv: tuple[str, ...]
     environ: Mapping[str, str] = field(repr=False)  # the key is in there
+    pass_fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,14 +270,63 @@ def _write_log(xllamacpp: Any) -> None:
         pause(log())
 
 
-def _serve(xllamacpp: Any, params: Any) -> None:
-    """Run until a signal. While loading, the signals have their default effect, as natively."""
-    socket_path = next((name for name in params.hostnames if name.endswith(".sock")), None)
+def log_to(path: str) -> None:
+    """Write what the engine logs in this process into a file, too."""
+    import xllamacpp
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    with contextlib.suppress(AttributeError):  # another build, of another compiler
+        log = library._Z15common_log_mainv
+        set_file = library._Z19common_log_set_fileP10common_logPKc
+        log.restype, set_file.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
+        set_file(log(), os.fsencode(path))
+
+
+def load(arguments: Sequence[str]) -> Any:
+    """Load a model as the flags say: xllamacpp's server, which serves from now on.
+
+    Raises `ValueError` for a flag, in llama-server's own words, and `RuntimeError` when the model
+    cannot be loaded; the log says why.
+    """
+    import xllamacpp  # an extra, and 100 MB: loaded only in this process and only when needed
+
+    params = xllamacpp.CommonParams()
+    for name, flag, value in parse(arguments):
+        try:
+            flag.apply(xllamacpp, params, value)
+        except (KeyError, ValueError, OverflowError) as exc:
+            raise ValueError(f'error while handling argument "{name}": {value!r}: {exc}') from exc
+    if os.environ.get("LLAMA_API_KEY"):
+        params.api_keys = [os.environ["LLAMA_API_KEY"]]
+    if not params.model.path:
+        raise ValueError("expected value for argument --model")
     try:
         server = xllamacpp.Server(params)
-    except RuntimeError as exc:
+    except RuntimeError:
         _write_log(xllamacpp)
+        raise
+    # Its loop begins after it says that it is ready, and one that is ended before never ends. The
+    # loop answers this.
+    server.handle_metrics()
+    return server
+
+
+def load_or_exit(arguments: Sequence[str]) -> Any:
+    """The same for a process that has nothing else to do; the signals are Python's again."""
+    try:
+        server = load(arguments)
+    except (ValueError, RuntimeError) as exc:
         _fail(str(exc))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    return server
+
+
+def _serve(arguments: Sequence[str]) -> None:
+    """Run until a signal. While loading, the signals have their default effect, as natively."""
+    server = load_or_exit(arguments)
+    values = {flag.names[-1]: value for _, flag, value in parse(arguments)}
+    socket_path = values.get("--host", "")
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)
@@ -288,7 +337,7 @@ def _serve(xllamacpp: Any, params: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     del server
-    if socket_path is not None:
+    if socket_path.endswith(".sock"):
         with contextlib.suppress(OSError):
             os.unlink(socket_path)
 
@@ -299,29 +348,15 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(help_text() + "\n")
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    import xllamacpp  # an extra, and 100 MB: loaded only in this process and only when needed
+    if "--version" in arguments or "--list-devices" in arguments:
+        import xllamacpp
 
-    if "--version" in arguments:
-        sys.stderr.write(_version(xllamacpp) + "\n")
+        if "--version" in arguments:
+            sys.stderr.write(_version(xllamacpp) + "\n")
+        else:
+            sys.stdout.write(_list_devices(xllamacpp) + "\n")
         return
-    if "--list-devices" in arguments:
-        sys.stdout.write(_list_devices(xllamacpp) + "\n")
-        return
-    params = xllamacpp.CommonParams()
-    try:
-        flags = parse(arguments)
-    except ValueError as exc:
-        _fail(str(exc))
-    for name, flag, value in flags:
-        try:
-            flag.apply(xllamacpp, params, value)
-        except (KeyError, ValueError, OverflowError) as exc:
-            _fail(f'error while handling argument "{name}": {value!r}: {exc}')
-    if os.environ.get("LLAMA_API_KEY"):
-        params.api_keys = [os.environ["LLAMA_API_KEY"]]
-    if not params.model.path:
-        _fail("expected value for argument --model")
-    _serve(xllamacpp, params)
+    _serve(arguments)
 
 
 if __name__ == "__main__":

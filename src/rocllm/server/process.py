@@ -170,7 +170,7 @@ class ServerProcess:
 
     def _run(self) -> None:
         try:
-            child = spawn(self.command.argv, self.command.environ)
+            child = spawn(self.command.argv, self.command.environ, self.command.pass_fds)
             self._popen = child.popen
         except (OSError, MemoryError, ValueError, RuntimeError) as exc:
             # A NUL in an argument is a ValueError; RuntimeError: the interpreter is shutting down.
