@@ -15,6 +15,8 @@ from rocllm.testing.gguf_writer import Tensor, Value, write_gguf
 from rocllm.testing.tiny_models import tiny_llama
 
 ONCE = RestartPolicy(max_restarts=0)
+# How `load` loads, where nothing else is said.
+DEFAULTS: dict[str, object] = {"threads": 1, "restart": ONCE, "llama_server": "embedded"}
 Change = Callable[[dict[str, Value], list[Tensor]], object]
 
 
@@ -37,8 +39,7 @@ def engine_after(script: str, path: Path) -> Path:
 
 def load(path: Path, **options: object) -> rocllm.TextModel:
     """Load it on one thread, and leave it at that when it crashes."""
-    chosen = {"threads": 1, "restart": ONCE, "llama_server": "embedded", **options}
-    return rocllm.load_model(path, **chosen)  # type: ignore[arg-type]
+    return rocllm.load_model(path, **{**DEFAULTS, **options})  # type: ignore[arg-type]
 
 
 def servers() -> dict[int, str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.engine import load, servers
+from tests.integration.engine import DEFAULTS, load, servers
 
 import rocllm
 from rocllm.backends import launcher
@@ -26,6 +26,12 @@ PROMPT = "The quick brown fox jumps over the lazy dog. " * 170
 CRASHES = [(signal.SIGKILL, "killed", True), (signal.SIGSEGV, "segfault", False)]
 # Seconds within which a crash must be told.
 AT_ONCE = 5.0
+
+
+@pytest.fixture(autouse=True, params=["rocm", "inprocess"])
+def _on_each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed is a llama-server, and a worker of ours."""
+    monkeypatch.setitem(DEFAULTS, "backend", request.param)
 
 
 def at(loaded: int, number: signal.Signals) -> Callable[[LoadProgress], None]:
