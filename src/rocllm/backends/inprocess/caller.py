@@ -86,7 +86,7 @@ class CallerLauncher(LlamaServerLauncher):
     ) -> LoadedHere:
         if cancel.is_set():  # it cannot be cancelled later
             raise StartCancelled(f"loading {str(self._request.path)!r} was cancelled")
-        _check_masks(decision.choice.environment if decision.device_names else {})
+        check_masks(decision.choice.environment if decision.device_names else {})
         run_dir = self._run_dir = self._run_dir or RunDir.create(self._request.environ)
         endpoint = Endpoint.unix(run_dir.socket_path)
         command = self._command(decision, endpoint, run_dir)
@@ -117,7 +117,7 @@ class CallerLauncher(LlamaServerLauncher):
         return f"llama.cpp in the calling process, xllamacpp {binary.version}"
 
 
-def _check_masks(masks: Mapping[str, str | None]) -> None:
+def check_masks(masks: Mapping[str, str | None]) -> None:
     """Raise `StartFailed` unless this process was started with them: ROCm reads them once."""
     if all(os.environ.get(name) == value for name, value in masks.items()):
         return
