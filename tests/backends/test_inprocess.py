@@ -50,7 +50,7 @@ def left() -> tuple[set[str], int, int]:
 
 
 def test_a_worker_leaves_nothing(demo_model: Path) -> None:
-    """No process, directory, descriptor or thread; it does not listen, and is told no secrets."""
+    """No process, directory, descriptor or thread, although streams were open."""
     before = left()
     for _ in range(3):
         with rocllm.load_model(
@@ -64,6 +64,7 @@ def test_a_worker_leaves_nothing(demo_model: Path) -> None:
             for stream in streams[:2]:
                 next(stream)
         assert not Path(f"/proc/{info.pid}").exists()
+    del stream, streams
     assert left() == before
 
 
