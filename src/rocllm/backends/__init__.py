@@ -7,6 +7,7 @@ from rocllm.backends.base import (
     LoadedInfo,
     LoadedModel,
     LoadRequest,
+    NamesEngine,
 )
 from rocllm.backends.registry import default, get, register
 from rocllm.backends.registry import list_backends as list  # noqa: A004 - the word users expect
@@ -18,6 +19,7 @@ __all__ = [
     "LoadRequest",
     "LoadedInfo",
     "LoadedModel",
+    "NamesEngine",
     "default",
     "get",
     "list",

@@ -184,6 +184,14 @@ class LoadedModel(Protocol):
 
 
 @runtime_checkable
+class NamesEngine(Protocol):
+    """A backend that can say what it would run; not every one can."""
+
+    def engine(self) -> str:
+        """The engine in words, with its version. Raises a `RocllmError` when there is none."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """An engine that can load models."""
 

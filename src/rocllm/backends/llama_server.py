@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from rocllm.backends.base import LoadRequest
+from rocllm.backends.decide import engine_name
 from rocllm.backends.launcher import LlamaServerLauncher
 from rocllm.backends.supervised import SupervisedModel
 from rocllm.client import AsyncClient, Client
@@ -28,6 +29,10 @@ class LlamaServerBackend:
         except RocllmError as exc:
             return str(exc)
         return None
+
+    def engine(self) -> str:
+        """The llama-server that would run here; raises a `RocllmError` when there is none."""
+        return engine_name(find_server(None, os.environ))
 
     def load(self, request: LoadRequest) -> LlamaServerModel:
         """Choose device, engine and plan, start the server, and check what it uses."""

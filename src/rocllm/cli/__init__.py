@@ -29,6 +29,7 @@ COMMANDS = {
     "run": "Answer one prompt.",
     "chat": "Talk with a model.",
     "devices": "Show the GPUs, which one would be used, and why.",
+    "backends": "Show the engines, and what is missing of those that cannot run.",
     "doctor": "Check the machine, and say what to do about what is wrong.",
     "show": "Show what a model file says about itself.",
     "models": "List the models on this machine.",

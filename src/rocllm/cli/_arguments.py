@@ -22,6 +22,10 @@ RawOutput: TypeAlias = Annotated[
     typer.Option("--raw-output", help="Let the terminal obey control characters in the answer."),
 ]
 
+Backend: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--backend", help="The engine: one of `rocllm backends`.", show_default=False),
+]
 CtxSize: TypeAlias = Annotated[
     int | None, typer.Option("--ctx-size", "-c", help="Context in tokens.", show_default=False)
 ]

@@ -39,6 +39,10 @@ class InProcessBackend:
             return str(exc)
         return None
 
+    def engine(self) -> str:
+        """The llama.cpp of the wheel; raises a `RocllmError` when there is none."""
+        return f"llama.cpp without HTTP, xllamacpp {find_server(EMBEDDED, os.environ).version}"
+
     def load(self, request: LoadRequest) -> LlamaServerModel:
         """Choose device and plan, load the model, and check what it uses."""
         options = request.options

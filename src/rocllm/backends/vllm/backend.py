@@ -35,6 +35,10 @@ class VllmBackend:
             return str(exc)
         return None
 
+    def engine(self) -> str:
+        """The vLLM that would run here; raises a `RocllmError` when there is none."""
+        return find_vllm(os.environ).name
+
     def load(self, request: LoadRequest) -> VllmModel:
         """Choose engine, device and settings, start the server, and check what it uses."""
         return VllmModel(request).load(request.cancel)
