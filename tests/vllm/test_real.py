@@ -19,6 +19,7 @@ from tests.safetensors.made import CONFIG, write_model
 import rocllm
 from rocllm import env
 from rocllm.backends.vllm import VllmBackend
+from rocllm.backends.vllm.shared_memory import find_shared_memory
 from rocllm.errors import OptionsError, ServerCrashed, StartCancelled, UnsupportedArchitecture
 from rocllm.server.running import RunningServer, list_running
 from rocllm.testing.backend_suite import processes_of
@@ -105,6 +106,8 @@ def test_a_grammar_is_obeyed(model: rocllm.TextModel) -> None:
 def test_one_of_its_processes_is_killed(name: str, model: rocllm.TextModel) -> None:
     """The same as when its server is: a typed error with the text so far, and a new start."""
     group = pid_of(model)
+    shared = find_shared_memory(group)
+    assert shared
     stream = model.generate(PROMPT, max_tokens=-1)
     begun = [next(stream), next(stream)]
     for pid in named(group, name):
@@ -116,6 +119,7 @@ def test_one_of_its_processes_is_killed(name: str, model: rocllm.TextModel) -> N
     assert caught.value.text.startswith("".join(token.text for token in begun))
     assert model.generate(PROMPT, max_tokens=2).read().text
     assert processes_of(group) == []
+    assert [path for path in shared if path.exists()] == []
 
 
 @pytest.mark.parametrize("moment", ["VLLM::EngineCore", "VLLM::Worker"])

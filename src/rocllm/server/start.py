@@ -161,7 +161,7 @@ def _signs_of_life(process: ServerProcess) -> tuple[int, int, int]:
     """
     line = hash(process.output[-1:])
     read = peak = 0
-    for pid in _family(process.pid):
+    for pid in family(process.pid):
         with contextlib.suppress(OSError, ValueError, IndexError):  # gone, or not ours to look at
             io = Path(f"/proc/{pid}/io").read_text()
             memory = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2]
@@ -171,7 +171,7 @@ def _signs_of_life(process: ServerProcess) -> tuple[int, int, int]:
     return line, read // PROGRESS_STEP, peak - peak % PROGRESS_STEP
 
 
-def _family(pid: int | None) -> list[int]:
+def family(pid: int | None) -> list[int]:
     """The child, and the processes that do its work: those that it started, and theirs."""
     found = [] if pid is None else [pid]
     for parent in found:  # it grows meanwhile

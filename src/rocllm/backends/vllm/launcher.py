@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from rocllm.backends.base import LoadedInfo, LoadRequest
 from rocllm.backends.launcher import PORT_TRIES, LlamaServer, choose_endpoint
@@ -12,6 +14,7 @@ from rocllm.backends.recovery import CAUSES, Rung, Situation, next_step
 from rocllm.backends.vllm.command import build_command
 from rocllm.backends.vllm.decide import Decision, decide
 from rocllm.backends.vllm.log import VllmLog
+from rocllm.backends.vllm.shared_memory import find_shared_memory, remove_shared_memory
 from rocllm.devices import Device, discrete_gpus, vram_info, wait_memory_released
 from rocllm.endpoint import Endpoint
 from rocllm.errors import AddressInUse, OffloadFailed, RocllmError
@@ -44,9 +47,13 @@ class VllmLauncher:
         self._used_before: dict[Device, int | None] = {}
         # The process of the last server, and its GPUs.
         self._last: tuple[int | None, tuple[Device, ...]] | None = None
+        self._pid = os.getpid()
+        # What the last server's processes share.
+        self._shared: frozenset[Path] = frozenset()
 
     def start(self, cancel: threading.Event, on_exit: Callable[[], None]) -> LlamaServer:
         """Start a server; the first decides how, and on which endpoint, for those that follow."""
+        self._clear()
         self._await_memory()
         decision = self._decision = self._decision or decide(self._request, self._options)
         for device in decision.choice.devices:
@@ -93,6 +100,7 @@ class VllmLauncher:
 
     def remove(self) -> None:
         """Leave nothing behind, after the last server has ended."""
+        self._clear()
         if self._run_dir is not None:
             self._run_dir.remove()
 
@@ -107,6 +115,11 @@ class VllmLauncher:
         """Where every server of this launcher listens."""
         assert self._endpoint is not None, "nothing was started"
         return self._endpoint
+
+    def _clear(self) -> None:
+        """Remove what a server that was killed has left in shared memory."""
+        if os.getpid() == self._pid:  # in a forked copy of the program the server is not ours
+            remove_shared_memory(self._shared)
 
     def _await_memory(self) -> None:
         """Wait until the GPUs have back what the server before this one has used."""
@@ -144,6 +157,7 @@ class VllmLauncher:
         except BaseException:
             process.stop()
             raise
+        self._shared = find_shared_memory(process.pid)
         self._info = self._describe(decision, endpoint, process, log, report)
         return LlamaServer(
             process, self._info, endpoint, self._interrupt, decision.names, _CRASH_NOTICE

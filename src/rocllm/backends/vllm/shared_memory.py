@@ -21,7 +21,7 @@ def find_shared_memory(pid: int | None) -> frozenset[Path]:
     for one in family(pid):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{one}/maps").read_text(errors="replace").splitlines():
-                # address, permissions, offset, device, inode, path (proc(5))
+                # The path is the sixth field, and may have spaces (proc(5)).
                 path = line.split(maxsplit=5)[-1]
                 if path.startswith(_FOLDER) and not path.endswith(" (deleted)"):
                     found.add(Path(path))
