@@ -14,7 +14,7 @@ import pytest
 _SOURCE = Path(__file__).parents[1] / "src" / "rocllm"
 
 _LAYERS = (
-    {"__version__", "errors", "options", "results", "endpoint", "env", "units"},
+    {"__version__", "errors", "options", "results", "endpoint", "env", "frames", "units"},
     {"devices", "gguf"},
     {"safetensors"},
     {"catalog"},

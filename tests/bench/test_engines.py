@@ -32,6 +32,16 @@ def test_engines_by_name(server: str) -> None:
     assert find_engines([], environ) == (Engine("native", server),)
 
 
+def test_another_backend_is_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its name, if it can run here; the default one looks for its llama-server."""
+    assert find_engines(["inprocess"], os.environ) == (Engine("inprocess", backend="inprocess"),)
+    monkeypatch.delenv(env.VLLM_PYTHON, raising=False)
+    good, bad = find_engines(["inprocess", "vllm"], os.environ)
+    assert good.problem is None
+    assert bad.problem is not None
+    assert "no vLLM" in bad.problem
+
+
 def test_one_that_is_missing_has_a_problem(server: str) -> None:
     """The others are measured all the same."""
     good, bad = find_engines([f"a={server}", "b=/nowhere/llama-server"], os.environ)

@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 from tests.client.wire import final, token
 
 from rocllm.client import AsyncClient, Channel, Client
-from rocllm.client.channel import (
-    REQUEST_HEAD,
-    ChannelResponse,
-    read_request,
-    write_frame,
-    write_request,
-)
+from rocllm.client.channel import ChannelResponse
 from rocllm.errors import (
     BadRequest,
     ConnectionLost,
@@ -29,6 +23,7 @@ from rocllm.errors import (
     RequestTimeout,
     StreamClosed,
 )
+from rocllm.frames import REQUEST_HEAD, read_request, write_frame, write_request
 from rocllm.options import SamplingOptions
 
 Answerer = Callable[[str, bytes, socket.socket], None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rocllm import backends
 from rocllm.bench.workloads import Engine
-from rocllm.errors import OptionsError, RocllmError
+from rocllm.errors import BackendUnavailable, OptionsError, RocllmError
 from rocllm.server import find_server
 
 NATIVE = "native"
@@ -16,7 +17,8 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
     """The engines of the given names; without any, the one that rocllm would take.
 
     names: `native` (`ROCM_LLAMA_SERVER_PATH`, or `llama-server` on `PATH`), `embedded`, the path of
-    a llama-server, or `NAME=PATH`, which gives it a name for reports: `vulkan=/opt/llama-server`.
+    a llama-server, or `NAME=PATH`, which gives it a name for reports: `vulkan=/opt/llama-server`;
+    or another backend: `inprocess`.
 
     One that cannot run has a `problem`. Raises what is wrong with the first of them when none can.
 
@@ -31,7 +33,7 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
     for text in names:
         name, option = _split(text)
         try:
-            found.append(Engine(name, _checked(option, environ)))
+            found.append(_engine(name, option, environ))
         except RocllmError as exc:
             found.append(Engine(name, problem=str(exc)))
             failures.append(exc)
@@ -51,6 +53,15 @@ def _split(text: str) -> tuple[str, str]:
     if equals and name and path and "/" not in name:
         return name, path
     return text, text
+
+
+def _engine(name: str, option: str, environ: Mapping[str, str]) -> Engine:
+    if option not in backends.list() or option == backends.default().name:
+        return Engine(name, _checked(option, environ))
+    why_not = backends.get(option).why_not()
+    if why_not is not None:
+        raise BackendUnavailable(why_not)
+    return Engine(name, backend=option)
 
 
 def _checked(option: str, environ: Mapping[str, str]) -> str:

@@ -238,7 +238,11 @@ class _Running:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RocllmWarning)  # kept as remarks
                 self._model = load_model(
-                    setup.model, options=options, environ=context.environ, root=context.root
+                    setup.model,
+                    backend=setup.engine.backend,
+                    options=options,
+                    environ=context.environ,
+                    root=context.root,
                 )
             seconds = time.perf_counter() - started
         except OptionsError as exc:

@@ -142,11 +142,13 @@ class Engine:
     """An engine under the name that reports and comparisons use.
 
     llama_server: as in `LoadOptions`; `None`: rocllm's choice. problem: why there is none.
+    backend: as in `load_model`.
     """
 
     name: str
     llama_server: str | None = None
     problem: str | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import typer
 from rich.console import Console
 
+from rocllm import backends
 from rocllm.bench import (
     QUICK,
     Report,
@@ -40,7 +41,7 @@ def measure(given: Mapping[str, Any], names: Sequence[str]) -> Report:
     paths = [resolve_model(name, os.environ) for name in names]
     planned = setups(
         paths,
-        find_engines(_split(given["engines"]), os.environ),
+        find_engines(_engines(given), os.environ),
         cast(Any, _split(given["flash_attn"]) or (None,)),  # `Setup` refuses what there is not
         _split(given["cache_types"]) or (None,),
     )
@@ -49,6 +50,17 @@ def measure(given: Mapping[str, Any], names: Sequence[str]) -> Report:
     if report.measured:
         _keep(report, quiet=given["quiet"])
     return report
+
+
+def _engines(given: Mapping[str, Any]) -> list[str]:
+    engines, backend = _split(given["engines"]), given["backend"]
+    if engines and backend:
+        raise OptionsError(
+            "--engines and --backend are both given",
+            remedy=f"name the backend among the engines: --engines {given['engines']},{backend}",
+        )
+    # Without a name it is the default backend that looks for its engine.
+    return [backend] if backend not in (None, backends.default().name) else engines
 
 
 def _suite(given: Mapping[str, Any]) -> Suite:

@@ -34,7 +34,9 @@ def chosen(cls: type[Options], parameters: Mapping[str, Any]) -> Options:
 
 
 @contextlib.contextmanager
-def opened(model: str, options: LoadOptions, *, quiet: bool) -> Iterator[TextModel]:
+def opened(
+    model: str, options: LoadOptions, *, quiet: bool, backend: str | None = None
+) -> Iterator[TextModel]:
     """The model, loaded with a progress bar and a word on what was chosen and why."""
     if model == "demo":
         pull_demo()
@@ -42,7 +44,7 @@ def opened(model: str, options: LoadOptions, *, quiet: bool) -> Iterator[TextMod
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RocllmWarning)  # said by `_announce`
         with _progress_bar(path.name, quiet) as on_progress:
-            loaded = load_model(path, options=options, on_progress=on_progress)
+            loaded = load_model(path, backend=backend, options=options, on_progress=on_progress)
     with loaded:
         if not quiet:
             _announce(loaded.info)

@@ -68,7 +68,9 @@ def bench(
     engines: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="native, embedded, PATH or NAME=PATH.", show_default=False
+            metavar="LIST",
+            help="native, embedded, PATH, NAME=PATH, or a backend.",
+            show_default=False,
         ),
     ] = None,
     flash_attn: Annotated[
@@ -125,6 +127,7 @@ def bench(
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="List earlier runs.")] = False,
     quiet: arguments.Quiet = False,
+    backend: arguments.Backend = None,
     ctx_size: arguments.CtxSize = None,
     n_gpu_layers: arguments.NGpuLayers = None,
     device: arguments.Device = None,

@@ -46,6 +46,7 @@ def chat(
     repeat_penalty: arguments.RepeatPenalty = None,
     seed: arguments.Seed = None,
     stop: arguments.Stop = None,
+    backend: arguments.Backend = None,
     ctx_size: arguments.CtxSize = None,
     n_gpu_layers: arguments.NGpuLayers = None,
     device: arguments.Device = None,
@@ -62,7 +63,7 @@ def chat(
     """Load the model and answer until the user leaves."""
     load = chosen(LoadOptions, ctx.params)
     sampling = chosen(SamplingOptions, ctx.params)
-    with opened(model, load, quiet=quiet) as loaded:
+    with opened(model, load, quiet=quiet, backend=backend) as loaded:
         if not quiet:
             note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands")
         _Conversation(loaded, sampling, system, quiet=quiet, raw=raw_output).run()

@@ -101,6 +101,7 @@ def classify(
     parallel: Annotated[
         int, typer.Option("--parallel", "-np", help="Slots: prompts of one pass.")
     ] = _PARALLEL,
+    backend: arguments.Backend = None,
     ctx_size: arguments.CtxSize = None,
     n_gpu_layers: arguments.NGpuLayers = None,
     device: arguments.Device = None,
@@ -149,7 +150,7 @@ def classify(
             if ledger.done and not quiet:
                 note(f"{ledger.done:,} rows are done already")
             task = Task(wanted, records, chat=chat, system=system)
-            with opened(model, _for_rows(load, model), quiet=quiet) as loaded:
+            with opened(model, _for_rows(load, model), quiet=quiet, backend=backend) as loaded:
                 rest = itertools.chain((following,), left)
                 classify_rows(loaded, rest, texts, task, ledger, bar)
     if not ledger.written:
@@ -263,5 +264,8 @@ def _for_rows(load: LoadOptions, model: str) -> LoadOptions:
         return load
     if model == "demo":
         pull_demo()
-    longest = read_model_info(resolve_model(model, os.environ)).context_length
+    path = resolve_model(model, os.environ)
+    if path.is_dir():  # in safetensors format
+        return load
+    longest = read_model_info(path).context_length
     return replace(load, ctx_size=min(_CTX_SIZE, longest or _CTX_SIZE))

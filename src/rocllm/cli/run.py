@@ -64,6 +64,7 @@ def run(
         str | None,
         typer.Option("--grammar", help="A GBNF grammar for the answer.", show_default=False),
     ] = None,
+    backend: arguments.Backend = None,
     ctx_size: arguments.CtxSize = None,
     n_gpu_layers: arguments.NGpuLayers = None,
     device: arguments.Device = None,
@@ -83,7 +84,7 @@ def run(
     load = chosen(LoadOptions, ctx.params)
     sampling = chosen(SamplingOptions, ctx.params)
     text = _prompt(prompt)
-    with opened(model, load, quiet=quiet or json_output) as loaded:
+    with opened(model, load, quiet=quiet or json_output, backend=backend) as loaded:
         with _stream(loaded, text, system, raw, sampling) as stream:
             if json_output:
                 answer = _as_json(loaded, stream.read())

@@ -14,7 +14,7 @@ from rocllm.client._errors import stream_closed
 from rocllm.client._http import encode_request
 from rocllm.client._ids import Vocabulary
 from rocllm.client._wire import Call, StreamRequest
-from rocllm.client.channel import Channel, Where, write_request
+from rocllm.client.channel import Channel, Where
 from rocllm.errors import (
     ConnectionLost,
     RequestError,
@@ -24,6 +24,7 @@ from rocllm.errors import (
     ServerError,
     StreamClosed,
 )
+from rocllm.frames import write_request
 from rocllm.options import SamplingOptions
 from rocllm.results import Completion, FinishReason, Timings, Token, Usage
 

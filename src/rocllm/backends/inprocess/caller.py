@@ -14,12 +14,12 @@ from dataclasses import replace
 from rocllm.backends.base import LoadRequest
 from rocllm.backends.decide import Decision
 from rocllm.backends.inprocess.channels import CallerChannel
-from rocllm.backends.inprocess.engine import Engine
 from rocllm.backends.launcher import LlamaServerLauncher
 from rocllm.backends.recovery import Situation
 from rocllm.endpoint import Endpoint
 from rocllm.errors import RocllmError, ServerCrashed, StartCancelled, StartFailed, StreamClosed
 from rocllm.server import LaunchCommand, LoadReport, RunDir, ServerBinary, diagnose, embedded
+from rocllm.server.engine import Engine
 
 # More bytes than a `struct sigaction` has (152 with glibc on x86-64).
 _SIGACTION = 256

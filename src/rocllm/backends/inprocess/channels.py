@@ -9,8 +9,8 @@ import socket
 import threading
 import time
 
-from rocllm.backends.inprocess.engine import Engine
 from rocllm.client import Channel
+from rocllm.server.engine import Engine
 
 # Seconds in which a worker that lives takes a connection.
 _CONNECT_TIMEOUT = 5.0

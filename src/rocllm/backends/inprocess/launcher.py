@@ -17,7 +17,7 @@ from rocllm.backends.supervised import ServingChild
 from rocllm.endpoint import Endpoint
 from rocllm.server import LaunchCommand, RunDir, ServerBinary
 
-_WORKER = "rocllm.backends.inprocess.worker"
+_WORKER = "rocllm.server.worker"
 
 
 class WorkerLauncher(LlamaServerLauncher):

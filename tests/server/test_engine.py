@@ -14,10 +14,10 @@ import pytest
 from tests.client.wire import chat_delta, final, token
 
 from rocllm.backends.inprocess.channels import CallerChannel
-from rocllm.backends.inprocess.engine import Engine
 from rocllm.client import Client
 from rocllm.errors import BadRequest, ContextOverflow, RequestError, StreamClosed
 from rocllm.options import SamplingOptions
+from rocllm.server.engine import Engine
 
 Tell = Callable[[str], bool]
 Handle = Callable[[str, Tell], None]

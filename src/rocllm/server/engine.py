@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from rocllm.client.channel import REQUEST_HEAD, read_request, write_frame
+from rocllm.frames import REQUEST_HEAD, read_request, write_frame
 
 # Tells text or an error; answers whether to stop.
 _Tell: TypeAlias = Callable[[str], bool]

@@ -1,4 +1,4 @@
-"""`python -m rocllm.backends.inprocess.worker FD FLAGS`: the process that holds the model.
+"""`python -m rocllm.server.worker FD FLAGS`: the process that holds the model.
 
 FLAGS are llama-server's. FD is a socket that was inherited; over it come connections, each of them
 a socket of its own, so each stream has its own flow and its own end. When it ends, so does this.
@@ -13,8 +13,8 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from rocllm.backends.inprocess.engine import Engine
 from rocllm.server.embedded import load_or_exit
+from rocllm.server.engine import Engine
 
 
 def main(arguments: Sequence[str]) -> None:
