@@ -114,7 +114,7 @@ def test_hugging_face_cache(
         assert resolve_model(name, environ) == model.path
     with pytest.raises(ModelNotFound, match="not been fetched") as caught:
         resolve_model("hf:user/other", environ)
-    assert caught.value.remedy == "rocllm pull hf:user/other"
+    assert str(caught.value.remedy).startswith("rocllm pull hf:user/other; or,")
 
 
 def _ollama(environ: Mapping[str, str], name: str, content: object) -> Path:

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import pytest
 
+from rocllm.testing.gguf_writer import write_gguf
+
 WriteModel: TypeAlias = Callable[..., Path]
 
 _SECONDS = 30
@@ -41,7 +43,7 @@ def folder(tmp_path: Path, write_model: WriteModel, write_other: WriteModel) -> 
 
 def test_table(folder: Path, environ: dict[str, str]) -> None:
     """It fits 80 columns, says all, and nothing in it that a terminal would obey."""
-    done = _run(environ, str(folder))
+    done = _run({**environ, "COLUMNS": "80"}, str(folder))
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
     table, _, problem = text.partition("not usable: ")
@@ -53,6 +55,20 @@ def test_table(folder: Path, environ: dict[str, str]) -> None:
     width = table.index("arch")  # of the column with the names
     names = "".join(line[:width].strip() for line in table.splitlines())
     assert "red^[[31m^Jname<U+DCFF>-Q8_0" in names
+
+
+def test_names_are_whole_where_they_are_searched(folder: Path, environ: dict[str, str]) -> None:
+    """In a pipe nothing is folded."""
+    environ.pop("COLUMNS", None)
+    name = b"Qwen3-30B-A3B-Instruct-2507-UD-Q4_K_XL-with-a-name-that-goes-on-and-on"
+    assert name in _run(environ, str(folder)).stdout
+
+
+def test_the_key_that_is_wrong_is_named(folder: Path, environ: dict[str, str]) -> None:
+    """And not only what is wrong with it."""
+    write_gguf(folder / "nokey.gguf", {"general.name": "x"}, [])
+    text = _run(environ, str(folder)).stdout.decode()
+    assert "the key 'general.architecture' is missing: every model needs this key" in text
 
 
 def test_json(folder: Path, environ: dict[str, str]) -> None:

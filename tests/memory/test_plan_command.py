@@ -67,18 +67,42 @@ def test_a_person_sees_where_each_byte_goes(llama: Path) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
 
-    assert lines[0].startswith("llama.gguf: context 65536, parallel 1, all layers on the GPU")
-    (bar,) = (line for line in lines if line.startswith("gfx1100 ["))
+    assert lines[0] == "llama.gguf"
+    assert lines[1].startswith("context 65536, parallel 1, all layers on the GPU")
+    place = lines.index("gfx1100: 13.2 GiB needed, 16.0 GiB free")
+    bar = lines[place + 1]
     drawn = bar[bar.index("[") + 1 : bar.index("]")]
     assert len(drawn) == 48
     assert drawn.count("█") == 13
     assert drawn.count("▓") == 24
-    assert bar.endswith("13.2 GiB needed, 16.0 GiB free")
+    assert max(map(len, lines[:-3])) <= 80
     assert "▓ KV cache     8.0 GiB  predicted" in lines
     assert "░ runtime      768 MiB  assumed" in lines
-    assert "host memory  634 MiB needed, how much is free is not known" in lines
+    assert "host memory: 634 MiB needed, how much is free is not known" in lines
     assert any("128 KiB a token; 131072 would fit with q8_0" in line for line in lines)
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--gfx", "gfx1100"), "--gfx without --memory"),
+        (("--gpus", "2"), "--gpus without --memory"),
+        (("--memory", "16GiB", "--root", "/proc"), "--root and --memory"),
+        (("--memory", "16GiB", "--gfx", "banana"), "'banana' is no GPU target"),
+    ],
+)
+def test_half_of_another_machine(llama: Path, arguments: tuple[str, ...], says: str) -> None:
+    """It is not taken for this one."""
+    result = run(llama, *arguments)
+    assert isinstance(result.exception, OptionsError)
+    assert says in str(result.exception)
+
+
+def test_a_gpu_that_is_full(llama: Path) -> None:
+    """What is free is what is free, also where it is less than what is to stay free."""
+    result = run(llama, "--memory", "100MiB", "--gfx", "gfx1100", "--ctx", "4096", "-ngl", "1")
+    assert "100 MiB is free, and 256 MiB are to stay free" in str(result.exception)
 
 
 def test_what_does_not_fit_is_shown_and_fails(llama: Path) -> None:

@@ -43,7 +43,9 @@ def read_facts(path: Path) -> tuple[Facts, bool]:
             return Facts(kind=kind, architecture=_text(parts[0], "general.architecture")), True
         info = model_info(*parts)
     except ModelFileError as exc:
-        return Facts(problem=_reason(exc)), isinstance(exc, (InvalidGGUF, UnsupportedArchitecture))
+        return Facts(problem=_reason(exc, path)), isinstance(
+            exc, (InvalidGGUF, UnsupportedArchitecture)
+        )
     return Facts(
         architecture=info.architecture,
         size_label=info.size_label,
@@ -68,8 +70,11 @@ def _text(gguf: GGUFFile, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _reason(exc: ModelFileError) -> str:
-    reason = exc.why or exc.what
+def _reason(exc: ModelFileError, path: Path) -> str:
+    # The file is named beside it. Without that, some say what is wrong with which key.
+    named = f"{str(path)!r}: "
+    what = exc.what.removeprefix(named) if exc.what.startswith(named) else None
+    reason = ": ".join(filter(None, (what, exc.why))) or exc.what
     if isinstance(exc, InvalidGGUF) and exc.offset:
         reason += f" (at byte {exc.offset})"
     return reason

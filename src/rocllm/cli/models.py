@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +45,8 @@ def models(
     if json_output:
         typer.echo(json.dumps({"models": [_as_json(model) for model in found]}, indent=2))
     else:
-        _print(Console(highlight=False), found)
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
+        _print(Console(highlight=False, width=width), found)
 
 
 def _as_json(model: DiscoveredModel) -> dict[str, Any]:
@@ -65,6 +67,10 @@ def _as_json(model: DiscoveredModel) -> dict[str, Any]:
         "adapters": [str(path) for path in model.adapters],
         "problem": model.problem,
     }
+
+
+# No terminal, so nothing is folded: names must be whole where they are searched for.
+_UNFOLDED = 10_000
 
 
 def _print(console: Console, found: tuple[DiscoveredModel, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,7 @@ Nothing is loaded. With --memory the plan is for another machine.
 """
 
 _BAR = 48
+_GFX = re.compile(r"gfx[0-9a-f]{3,4}")
 # How a kind is drawn, without colour and with it.
 _LOOKS: dict[Kind, tuple[str, str]] = {
     "weights": ("█", "blue"),
@@ -63,7 +65,7 @@ def plan(
     model: arguments.Model,
     ctx_size: arguments.CtxSize = None,
     parallel: Annotated[
-        int | None, typer.Option("--parallel", "-np", help="Slots.", show_default=False)
+        int | None, typer.Option("--parallel", "--slots", "-np", help="Slots.", show_default=False)
     ] = None,
     n_gpu_layers: arguments.NGpuLayers = None,
     device: arguments.Device = None,
@@ -80,7 +82,9 @@ def plan(
     gfx: Annotated[
         str | None, typer.Option(help="What GPU that is, such as gfx1100.", show_default=False)
     ] = None,
-    gpus: Annotated[int, typer.Option(help="How many of them.", min=1, max=16)] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(help="How many of them.", min=1, max=16, show_default=False)
+    ] = None,
     root: Annotated[
         Path, typer.Option(help="Folder with another machine's /sys and /proc.")
     ] = Path("/"),
@@ -93,7 +97,13 @@ def plan(
     info = read_model_info(path)
     if memory is not None:
         known: tuple[Measurement, ...] = ()
-        there = _elsewhere(memory, gfx, gpus, options)
+        there = _elsewhere(memory, gfx, gpus or 1, options, root)
+    elif gfx is not None or gpus is not None:
+        raise OptionsError(
+            f"{'--gfx' if gfx is not None else '--gpus'} without --memory",
+            why="they describe the GPUs of another machine, and how much memory these have decides",
+            remedy="give --memory, such as --memory 16GiB",
+        )
     else:
         there = _here(options, root)
         known = _measurements(path, there, options)
@@ -112,7 +122,19 @@ def plan(
         raise problem
 
 
-def _elsewhere(memory: str, gfx: str | None, gpus: int, options: LoadOptions) -> Memory:
+def _elsewhere(memory: str, gfx: str | None, gpus: int, options: LoadOptions, root: Path) -> Memory:
+    if root != Path("/"):
+        raise OptionsError(
+            "--root and --memory are both given",
+            why="each describes another machine",
+            remedy="give one of them",
+        )
+    if gfx is not None and not _GFX.fullmatch(gfx):
+        raise OptionsError(
+            f"--gfx {gfx!r} is no GPU target",
+            why="ROCm writes them as gfx1100 or gfx90a",
+            remedy="`rocllm devices` shows that of a GPU that is here",
+        )
     if options.device is not None:
         raise OptionsError(
             "--device and --memory are both given",
@@ -184,21 +206,20 @@ def _place_as_json(planned: MemoryPlan, gpu: int | None) -> dict[str, Any]:
 
 def _print(console: Console, path: Path, planned: MemoryPlan, problem: DoesNotFit | None) -> None:
     settings = planned.settings
-    layers = {-1: "all layers on the GPU", 0: "on the CPU"}.get(
-        settings.n_gpu_layers, f"{settings.n_gpu_layers} layers on the GPU"
+    count = settings.n_gpu_layers
+    layers = {-1: "all layers on the GPU", 0: "on the CPU", 1: "1 layer on the GPU"}.get(
+        count, f"{count} layers on the GPU"
     )
-    console.print(
-        Text(
-            f"{one_line(path.name)}: context {settings.ctx_size}, "
-            f"parallel {settings.parallel}, {layers}, "
-            f"cache {settings.cache_type_k}/{settings.cache_type_v}, "
-            f"flash attention {'on' if settings.flash_attn else 'off'}"
-        )
-    )
+    console.print(Text(one_line(path.name), "bold"))
+    console.print(Text(f"context {settings.ctx_size}, parallel {settings.parallel}, {layers}"))
+    flash = "on" if settings.flash_attn else "off"
+    cache = f"cache {settings.cache_type_k}/{settings.cache_type_v}"
+    console.print(Text(f"{cache}, flash attention {flash}"))
     width = max(10, *(len(_label(part)) + 1 for part in planned.parts))
     for gpu in _places(planned):
         console.print()
-        console.print(_bar(planned, gpu))
+        for row in _bar(planned, gpu):
+            console.print(row)
         for part in planned.parts:
             if part.gpu == gpu:
                 size = format_bytes(part.size)
@@ -214,7 +235,7 @@ def _label(part: Part) -> str:
     return part.kind if part.of == "model" else f"{part.of} {part.kind}"
 
 
-def _bar(planned: MemoryPlan, gpu: int | None) -> Text:
+def _bar(planned: MemoryPlan, gpu: int | None) -> tuple[Text, ...]:
     there = planned.memory.host if gpu is None else planned.memory.gpus[gpu]
     needed = needed_in(planned.parts, gpu)
     in_use = there.total - there.free if there.total and there.free is not None else 0
@@ -229,10 +250,9 @@ def _bar(planned: MemoryPlan, gpu: int | None) -> Text:
     _fill(bar, "·", "dim", whole, whole)
     name = Text(place_name(planned.memory, gpu), "bold")
     if there.free is None:  # a picture would say that there is as much as is needed
-        return name.append(f"  {format_bytes(needed)} needed, how much is free is not known", "")
-    return Text.assemble(
-        name, " [", bar, f"] {format_bytes(needed)} needed, {format_bytes(there.free)} free"
-    )
+        return (name.append(f": {format_bytes(needed)} needed, how much is free is not known", ""),)
+    numbers = f": {format_bytes(needed)} needed, {format_bytes(there.free)} free"
+    return Text.assemble(name, (numbers, "")), Text.assemble("[", bar, "]")
 
 
 def _fill(bar: Text, symbol: str, style: str, done: int, whole: int) -> None:

@@ -55,7 +55,7 @@ def show(
     """Show what a model file says about itself."""
     path = resolve_model(model, os.environ)
     if template:
-        _show_template(path)
+        _show_template(path, as_json=json_output)
         return
     parts = read_splits(path)
     info: ModelInfo | None = None
@@ -76,15 +76,21 @@ def show(
         typer.echo(f"{label:<{width}}  {one_line(text)}")
 
 
-def _show_template(path: Path) -> None:
+def _show_template(path: Path, *, as_json: bool) -> None:
     """The template from the file; what comes of it is llama-server's work, so it is asked."""
     text = read_model_info(path).chat_template
-    typer.echo(
-        _lines(text) if text else "(the file has no chat template: llama-server uses ChatML)"
-    )
+    if not as_json:
+        typer.echo(
+            _lines(text) if text else "(the file has no chat template: llama-server uses ChatML)"
+        )
     options = LoadOptions(device="cpu", ctx_size=_TEMPLATE_CTX)
     with opened(str(path), options, quiet=True) as model:
-        typer.echo(f"\n(what llama-server makes of it)\n{_lines(model.apply_template(_EXAMPLE))}")
+        made = model.apply_template(_EXAMPLE)
+    if as_json:
+        document = {"path": str(path), "chat_template": text, "example": made}
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        typer.echo(f"\n(what llama-server makes of it)\n{_lines(made)}")
 
 
 def _lines(text: str) -> str:

@@ -77,11 +77,18 @@ def shortage(request: Request, attempt: Attempt, lack: Lack) -> tuple[str, str]:
     """What does not fit where, and what it is made of."""
     place = place_name(request.memory, lack.gpu)
     what = f"{place}: {format_bytes(lack.needed)} needed, {format_bytes(lack.room)} there for it"
-    headroom = GPU_HEADROOM if lack.gpu is not None else host_headroom(request.memory)
-    why = (
-        f"{_listed(attempt.parts, lack.gpu)}; {format_bytes(lack.room + headroom)} is free, "
-        f"of which {format_bytes(headroom)} stay free"
+    memory = request.memory
+    there = memory.host if lack.gpu is None else memory.gpus[lack.gpu]
+    headroom = GPU_HEADROOM if lack.gpu is not None else host_headroom(memory)
+    free = lack.room + headroom if there.free is None else there.free
+    # Host memory holds the parts of an integrated GPU, too.
+    shared = (
+        ()
+        if lack.gpu is not None
+        else tuple(number for number, gpu in enumerate(memory.gpus) if gpu.shared)
     )
+    listed = "; ".join(filter(None, [_listed(attempt.parts, gpu) for gpu in (lack.gpu, *shared)]))
+    why = f"{listed}; {format_bytes(free)} is free, and {format_bytes(headroom)} are to stay free"
     return what, why
 
 

@@ -149,7 +149,8 @@ def _does_not_fit(request: Request, attempt: Attempt) -> DoesNotFit:
     name = " ".join(part for part in (info.name, info.quantization) if part) or "the model"
     settings = attempt.settings
     what, why = shortage(request, attempt, attempt.lacks[0])
-    layers = f", {settings.n_gpu_layers} layers on the GPU" if settings.n_gpu_layers > 0 else ""
+    count = settings.n_gpu_layers
+    layers = f", {count} layer{'s' * (count != 1)} on the GPU" if count > 0 else ""
     found = would_fit(request)
     return DoesNotFit(
         f"{name} does not fit with a context of {settings.ctx_size} tokens, "
