@@ -27,7 +27,8 @@ Backend: TypeAlias = Annotated[
     typer.Option("--backend", help="The engine: one of `rocllm backends`.", show_default=False),
 ]
 CtxSize: TypeAlias = Annotated[
-    int | None, typer.Option("--ctx-size", "-c", help="Context in tokens.", show_default=False)
+    int | None,
+    typer.Option("--ctx-size", "--ctx", "-c", help="Context in tokens.", show_default=False),
 ]
 NGpuLayers: TypeAlias = Annotated[
     int | None,
@@ -37,6 +38,7 @@ Device: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--device",
+        "--gpu",
         help="A GPU by PCI address, ordinal or UUID, or cpu; may be repeated.",
         show_default=False,
     ),
