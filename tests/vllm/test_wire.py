@@ -152,12 +152,23 @@ def test_the_likeliest_tokens() -> None:
 
 
 def test_candidates_add_up_to_one() -> None:
-    """The chosen token is none of them, unless it is; one that is not told is left out."""
-    call = wire.next_token([1, 2], (7, 9, 11), 1)
-    assert body(call)["logprob_token_ids"] == [7, 9, 11]
+    """The chosen token is none of them, unless it is; one that is not told is no zero."""
+    call = wire.next_token([1, 2], (7, 9), 1)
+    assert body(call)["logprob_token_ids"] == [7, 9]
     told = call.answer(200, answer({5: -0.1, 9: -800.0, 7: -800.0 + math.log(3)}))
     assert [token.id for token in told.top] == [7, 9]
     chances = [math.exp(token.logprob or 0) for token in told.top]
     assert chances == pytest.approx([0.75, 0.25])
     with pytest.raises(ProtocolError):
-        call.answer(200, answer({5: -0.1}))
+        call.answer(200, answer({5: -0.1, 7: -1.0}))
+
+
+def test_many_candidates() -> None:
+    """More than vLLM takes: the whole vocabulary is asked for, and they are picked out."""
+    many = range(129)
+    call = wire.next_token("a", many, 1)
+    assert body(call)["logprobs"] == -1
+    assert "logprob_token_ids" not in body(call)
+    told = call.answer(200, answer(dict.fromkeys(range(200), -5.0)))
+    assert len(told.top) == 129
+    assert math.exp(told.top[0].logprob) == pytest.approx(1 / 129)

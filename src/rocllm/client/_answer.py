@@ -38,6 +38,7 @@ class Answer:
         "_endpoint",
         "_error_body",
         "_events",
+        "_first_here_at",
         "_first_token_at",
         "_sent_at",
         "_started",
@@ -78,8 +79,10 @@ class Answer:
         self._started_at: float = follows._started_at if follows else clock()
         self._started: bool = follows is not None and follows._started
         self._first_token_at: float | None = follows._first_token_at if follows else None
+        # The same of this part, when it follows another.
+        self._first_here_at: float | None = None
         self.known = known
-        self._sent_at = self._started_at
+        self._sent_at = clock() if follows else self._started_at
         self._events = events
         self._decoder = EventDecoder()
         self.ready: deque[Token] = self._events.assembler.ready
@@ -183,8 +186,10 @@ class Answer:
             if events.done:
                 self._complete()
                 return
-        if self._first_token_at is None and self.ready:
-            self._first_token_at = self._clock()
+        if self._first_here_at is None and self.ready:
+            self._first_here_at = self._clock()
+            if self._first_token_at is None:
+                self._first_token_at = self._first_here_at
 
     def _unusual(self, data: str) -> Any:
         """What does not begin with JSON."""
@@ -224,7 +229,7 @@ class Answer:
         """The timings of a server that tells none. The first token counts to the prompt."""
         usage, now = figures["usage"], self._clock()
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-        first = now if self._first_token_at is None else max(self._first_token_at, self._sent_at)
+        first = now if self._first_here_at is None else self._first_here_at
         return {
             "cache_n": cached,
             "prompt_n": usage["prompt_tokens"] - cached,

@@ -16,6 +16,8 @@ from rocllm.errors import ContextOverflow, OptionsError, RequestError, RocllmErr
 from rocllm.options import SamplingOptions
 from rocllm.results import Message, NextToken, Token, Usage
 
+# Tokens that `logprob_token_ids` may hold (vllm/sampling_params.py, 0.32).
+_MOST_CANDIDATES = 128
 _TOKEN_ID = "token_id:"  # what stands before an id in the place of a token's text
 
 
@@ -200,20 +202,21 @@ def detokenize(tokens: Sequence[int]) -> VllmCall:
 def next_token(prompt: str | Sequence[int], among: Sequence[int], top_k: int) -> VllmCall:
     """The tokens that may follow `prompt`, with their log probabilities.
 
-    vLLM tells them as the model gives them, before any sampler: of the `top_k` likeliest, or of
-    those in `among` (`logprob_token_ids`), which are scaled here to add up to 1. The texts of all
-    but the likeliest are left empty: vLLM tells either ids or texts, and texts are not unique.
+    vLLM tells them as the model gives them, before any sampler: of the `top_k` likeliest, of those
+    in `among`, or of the whole vocabulary where these are many. Those in `among` are scaled here to
+    add up to 1. The texts of all but the likeliest are left empty: vLLM tells either ids or texts,
+    and texts are not unique.
     """
     body: dict[str, Any] = {
         "prompt": prompt if isinstance(prompt, str) else checked_ids(prompt),
         "max_tokens": 1,
         "temperature": 0,
         "repetition_penalty": 1.0,
-        "logprobs": len(among) or top_k,
+        "logprobs": (len(among) if len(among) <= _MOST_CANDIDATES else -1) or top_k,
         "return_tokens_as_token_ids": True,
         "skip_special_tokens": False,
     }
-    if among:
+    if 0 < len(among) <= _MOST_CANDIDATES:
         body["logprob_token_ids"] = checked_ids(among)
     return VllmCall(
         "next token",
@@ -243,7 +246,8 @@ def _next_token(answer: Any, among: frozenset[int], top_k: int) -> NextToken:
     (likely,) = choice["logprobs"]["top_logprobs"]
     found = {int(name.removeprefix(_TOKEN_ID)): float(value) for name, value in likely.items()}
     if among:
-        found = {number: found[number] for number in among if number in found}
+        # A vLLM that does not know `logprob_token_ids` leaves some out, and they must not be zero.
+        found = {number: found[number] for number in among}
         most = max(found.values())
         total = most + math.log(math.fsum(math.exp(value - most) for value in found.values()))
         found = {number: value - total for number, value in found.items()}
