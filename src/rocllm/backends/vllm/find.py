@@ -22,7 +22,7 @@ _PROBE_TIMEOUT = 30.0
 # https://docs.vllm.ai/en/stable/getting_started/installation/gpu/ (AMD ROCm, from 0.14.0 on).
 INSTALL = (
     "install vLLM for ROCm in a virtual environment of its own "
-    "(pip install vllm --extra-index-url https://wheels.vllm.ai/rocm/), and set "
+    "(uv pip install vllm --extra-index-url https://wheels.vllm.ai/rocm/), and set "
     f"{env.VLLM_PYTHON} to the path of its python"
 )
 
