@@ -365,3 +365,18 @@ def test_no_more_descriptors() -> None:
     assert set(starts) == {"True", str(-signal.SIGTERM)}
     assert children == "no child"
     assert done.stderr == ""
+
+
+def test_a_bar_of_progress(shell: Shell, started: Started) -> None:
+    """What goes back to the beginning of its line is told as lines, while it grows."""
+    child = started(shell("printf 'load 10%%\\rload 20%%\\r\\ndone\\n'"))
+    child.wait(DEADLINE)
+    assert child.output == ("load 10%", "load 20%", "done")
+
+
+def test_nobody_of_its_group_is_left(shell: Shell, started: Started) -> None:
+    """Those that it started are gone when its end is told: their memory is wanted."""
+    child = started(shell("sleep 600 & sleep 600 & wait"))
+    child.stop()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid or 0, 0)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ from rocllm.server import (
 )
 from rocllm.server import start as start_module
 from rocllm.server.health import check_health
+from rocllm.server.report import LoadReportBuilder
+from rocllm.server.start import family
 
 Fake = Callable[..., LaunchCommand]
 Lives = Callable[[int], bool]
@@ -253,3 +256,30 @@ def test_a_program_that_is_not_there(start: Start, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     with pytest.raises(StartFailed, match=f"no file '{gone}'"):
         start(LaunchCommand((gone,), dict(os.environ)))
+
+
+def test_who_does_the_work_of_a_child() -> None:
+    """Those that it started, and theirs; an engine's start may go on in any of them."""
+    with subprocess.Popen(
+        ("/bin/sh", "-c", "(sleep 600 & echo; wait) & echo; wait"),
+        stdout=subprocess.PIPE,
+        process_group=0,
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.read(2) == b"\n\n"
+            assert len(family(child.pid)) == 3
+            assert family(child.pid)[0] == child.pid
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert family(child.pid) == [child.pid]
+    assert family(None) == []
+
+
+def test_progress_that_the_log_tells(start: Start, fake: Fake) -> None:
+    """It counts more than the memory that is filled, which may be the engine's own."""
+    seen: list[LoadProgress] = []
+    log = LoadReportBuilder(loaded=0.0)
+    start(fake(load_seconds=0.3), on_progress=seen.append, log=log)
+    assert seen
+    assert {progress.loaded for progress in seen} == {0}
