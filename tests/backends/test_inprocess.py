@@ -115,6 +115,7 @@ LOAD = "rocllm.load_model('demo', backend='inprocess', worker={worker}, threads=
 def test_the_calling_process_keeps_what_is_its_own() -> None:
     """Its handlers of signals, its log; two models at once; closed at once, or never used."""
     told = run(
+        "os.environ['LLAMA_API_KEY'] = 'of another server'\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('terminated'))\n"
         f"with {LOAD.format(worker=False)} as one, {LOAD.format(worker=False)} as two:\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
@@ -125,6 +126,7 @@ def test_the_calling_process_keeps_what_is_its_own() -> None:
         "    assert one.info.pid is None\n"
         "    one.close()\n"
         "    print(two.generate('1, 2, 3,', max_tokens=2).read().text)\n"
+        "    assert two.tokenize('1')\n"
         f"{LOAD.format(worker=False)}.close()\n"
     )
     assert told.splitlines() == ["terminated", "interrupted", " 4"]

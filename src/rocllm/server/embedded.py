@@ -282,8 +282,10 @@ def log_to(path: str) -> None:
         set_file(log(), os.fsencode(path))
 
 
-def load(arguments: Sequence[str]) -> Any:
+def load(arguments: Sequence[str], api_key: str | None = None) -> Any:
     """Load a model as the flags say: xllamacpp's server, which serves from now on.
+
+    api_key: what its listener asks for.
 
     Raises `ValueError` for a flag, in llama-server's own words, and `RuntimeError` when the model
     cannot be loaded; the log says why.
@@ -296,8 +298,8 @@ def load(arguments: Sequence[str]) -> Any:
             flag.apply(xllamacpp, params, value)
         except (KeyError, ValueError, OverflowError) as exc:
             raise ValueError(f'error while handling argument "{name}": {value!r}: {exc}') from exc
-    if os.environ.get("LLAMA_API_KEY"):
-        params.api_keys = [os.environ["LLAMA_API_KEY"]]
+    if api_key:
+        params.api_keys = [api_key]
     if not params.model.path:
         raise ValueError("expected value for argument --model")
     try:
@@ -311,10 +313,10 @@ def load(arguments: Sequence[str]) -> Any:
     return server
 
 
-def load_or_exit(arguments: Sequence[str]) -> Any:
+def load_or_exit(arguments: Sequence[str], api_key: str | None = None) -> Any:
     """The same for a process that has nothing else to do; the signals are Python's again."""
     try:
-        server = load(arguments)
+        server = load(arguments, api_key)
     except (ValueError, RuntimeError) as exc:
         _fail(str(exc))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -324,7 +326,7 @@ def load_or_exit(arguments: Sequence[str]) -> Any:
 
 def _serve(arguments: Sequence[str]) -> None:
     """Run until a signal. While loading, the signals have their default effect, as natively."""
-    server = load_or_exit(arguments)
+    server = load_or_exit(arguments, os.environ.get("LLAMA_API_KEY"))
     values = {flag.names[-1]: value for _, flag, value in parse(arguments)}
     socket_path = values.get("--host", "")
     read_end, write_end = os.pipe()

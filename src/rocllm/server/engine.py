@@ -34,6 +34,16 @@ _STREAM = b'"stream":true'
 # Seconds for what the listener is asked. It waits for the end of a batch, and not for a slot.
 _LISTENER_TIMEOUT = 600.0
 
+# As what an exception of C++ comes, but for `OSError`, after which nothing can be told.
+_CPP_EXCEPTIONS = (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 _decode_json = json.JSONDecoder().raw_decode
 
 
@@ -83,7 +93,7 @@ class Engine:
                 raise ConnectionAbortedError
             try:
                 handle(_ASKED + body[1:].decode(), answer.take)
-            except (RuntimeError, ValueError) as exc:
+            except _CPP_EXCEPTIONS as exc:
                 answer.take(json.dumps({"error": {"code": 500, "message": str(exc)}}))
         answer.end()
 

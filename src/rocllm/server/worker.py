@@ -31,7 +31,10 @@ def main(arguments: Sequence[str]) -> None:
             told, received, _, _ = socket.recv_fds(control, 1, 1)
             for number in received:
                 connection = socket.socket(fileno=number)
-                threading.Thread(target=engine.serve, args=(connection,), daemon=True).start()
+                try:
+                    threading.Thread(target=engine.serve, args=(connection,), daemon=True).start()
+                except RuntimeError:  # no more threads: who asked sees the end of the connection
+                    connection.close()
             if not told:
                 # Without the destructors: threads are in the model, and the kernel frees it all.
                 os._exit(0)

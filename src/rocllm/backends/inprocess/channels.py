@@ -74,7 +74,10 @@ class CallerChannel(Channel):
             if self._engine is None:
                 raise _gone("the model was unloaded")
             thread = threading.Thread(target=self._engine.serve, args=(theirs,), daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no more threads
+                raise _gone(str(exc)) from exc
             self._served = {one: end for one, end in self._served.items() if one.is_alive()}
             self._served[thread] = theirs
             undo.pop_all()
