@@ -128,6 +128,8 @@ def test_the_calling_process_keeps_what_is_its_own() -> None:
         "    print(two.generate('1, 2, 3,', max_tokens=2).read().text)\n"
         "    assert two.tokenize('1')\n"
         f"{LOAD.format(worker=False)}.close()\n"
+        "with open('/proc/self/maps') as maps:\n"
+        "    assert '.gguf' not in maps.read()\n"
     )
     assert told.splitlines() == ["terminated", "interrupted", " 4"]
 
