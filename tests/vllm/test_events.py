@@ -139,6 +139,10 @@ def test_thinking_is_told_apart(key: str) -> None:
     thought = {"choices": [{"index": 0, "delta": {key: "hm"}, "token_ids": [5]}]}
     answer = read(thought, delta("Yes", [6], "stop"), usage(1, 2), DONE, chat=True)
     assert list(answer.ready) == [Token(5, "hm", None, True), Token(6, "Yes")]
+    both = {"choices": [{"index": 0, "delta": {key: "so", "content": "No"}, "token_ids": [7, 8]}]}
+    answer = read(both, delta("", [2], "stop"), usage(1, 3), DONE, chat=True)
+    said = [(token.text, token.reasoning) for token in answer.ready if token.text]
+    assert said == [("so", True), ("No", False)]
 
 
 def test_an_answer_that_we_end() -> None:

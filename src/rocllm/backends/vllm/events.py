@@ -73,6 +73,9 @@ class VllmEvents(Events):
         text = choice["text"] if delta is None else delta.get("content") or ""
         thought = "" if delta is None else _thought(delta)
         reasoning = bool(thought) and not text
+        if thought and text:
+            # The end of the thinking and the beginning of the answer, whose tokens follow.
+            self.assembler.ready.append(Token(None, thought, None, True))
         ids, told = choice.get("token_ids") or (), _told(choice.get("logprobs"))
         room = self._limit - self.assembler.count
         if self._limit > 0 and len(ids) > room:
