@@ -97,6 +97,14 @@ def test_the_death_of_a_worker_is_a_crash() -> None:
     assert "Worker proc VllmWorker-0" in (error.why or "")
 
 
+def test_a_missing_compiler_is_not_restarted() -> None:
+    """It is missed by the first request that needs it, and the next one would miss it, too."""
+    (rule,) = (rule for rule in OWN if rule.id == "missing_compiler")
+    error = found(rule.example, ready=True, exit_status=0)
+    assert isinstance(error, ServerCrashed)
+    assert (error.cause, error.retryable) == ("missing_compiler", False)
+
+
 def test_a_fault_of_the_gpu_is_told_by_name() -> None:
     """What every engine on ROCm may say is known here, too, and stands before what is general."""
     error = found(

@@ -33,6 +33,17 @@ _SPECIFIC: tuple[Rule, ...] = (
         "the Python has no module {module!r}",
         "install what is missing there, or set ROCM_VLLM_PYTHON to a Python that has vLLM",
     ),
+    # PyTorch compiles for the first request of log probabilities, and a failure ends the engine.
+    rule(
+        "missing_compiler",
+        "(Worker pid=20883) ERROR 11-24 05:35:35 [multiproc_executor.py:1063] "
+        "torch._inductor.exc.InductorError: InvalidCxxCompiler: No working C++ compiler found in "
+        "torch._inductor.config.cpp.cxx: (None, 'g++')",
+        r"InvalidCxxCompiler: No working C\+\+ compiler|Failed to find C compiler",
+        StartFailed,
+        "vLLM compiles parts of itself when they are first used, and there is no compiler",
+        "install one (Debian: apt-get install g++)",
+    ),
     rule(
         "bad_flag",
         "api_server.py: error: unrecognized arguments: --no-such-option",
