@@ -84,13 +84,20 @@ def test_more_callers_than_slots(model: rocllm.TextModel, alone: list[str]) -> N
         assert list(pool.map(ask, PROMPTS)) == alone
 
 
-def test_who_waits_is_served_in_turn_and_may_go_away(model: rocllm.TextModel) -> None:
+@pytest.fixture
+def roomy(demo_model: Path) -> Iterator[rocllm.TextModel]:
+    """One in which an answer may be so long that it lasts as long as any test."""
+    with rocllm.load_model(demo_model, parallel=SLOTS, ctx_size=8192, threads=1) as loaded:
+        yield loaded
+
+
+def test_who_waits_is_served_in_turn_and_may_go_away(roomy: rocllm.TextModel) -> None:
     """First come, first served; one that is closed while it waits leaves the others their turn."""
     endless = 'root ::= " a" root'  # the model must not end them by itself
-    holders = [model.generate(f"{n}:", max_tokens=480, grammar=endless) for n in range(SLOTS)]
+    holders = [roomy.generate(f"{n}:", max_tokens=8000, grammar=endless) for n in range(SLOTS)]
     for stream in holders:
         next(stream)
-    waiting = [model.generate(f"{n},", max_tokens=2) for n in range(6)]
+    waiting = [roomy.generate(f"{n},", max_tokens=2) for n in range(6)]
     served: list[int] = []
     closed: list[int] = []
 
@@ -106,7 +113,7 @@ def test_who_waits_is_served_in_turn_and_may_go_away(model: rocllm.TextModel) ->
         reader = threading.Thread(target=read, args=(number,))
         reader.start()
         readers.append(reader)
-        wait_for(lambda: metric(model, "requests_deferred") == len(readers))
+        wait_for(lambda: metric(roomy, "requests_deferred") == len(readers))
     for number in (1, 4):
         waiting[number].close()
         readers[number].join(DEADLINE)
@@ -117,7 +124,7 @@ def test_who_waits_is_served_in_turn_and_may_go_away(model: rocllm.TextModel) ->
     assert served == [0, 2, 3, 5]
     for stream in (*holders, *waiting):
         stream.close()
-    wait_for(lambda: nothing_runs(model))
+    wait_for(lambda: nothing_runs(roomy))
 
 
 def test_batch_generate(model: rocllm.TextModel, alone: list[str]) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # the embedded server imports this package, and needs no plan
 # Seconds between the comments that the server sends on a silent stream. A dropped client of a
 # silent stream is noticed at the next of them, and so is SIGTERM while one is connected.
 SSE_PING_INTERVAL = 5
+# Threads that the server keeps for requests beside one for each slot; each stream, also one that
+# waits for a slot, takes one. By itself it keeps four and starts more as they are needed, but now
+# and then misses that one is: then a request, or a health check, waits for the end of a stream.
+HTTP_THREADS = 64
 # More than any model has layers: all of them, the output layer included.
 ALL_LAYERS = 999
 
@@ -94,6 +98,7 @@ def build_command(
     if options.slot_save_path is not None:
         flags.add("--slot-save-path", f"{options.slot_save_path}{os.sep}")
     flags.add("--sse-ping-interval", str(SSE_PING_INTERVAL))
+    flags.add("--threads-http", str(HTTP_THREADS + options.settings.parallel))
     for switch in ("--jinja", "--metrics", "--slots", "--offline"):
         flags.add(switch)
     flags.first("--no-ui", "--no-webui")

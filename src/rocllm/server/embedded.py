@@ -198,6 +198,7 @@ FLAGS: tuple[Flag, ...] = (
         "seconds between comments on a silent stream",
         _field("sse_ping_interval", int),
     ),
+    Flag(("--threads-http",), "N", "threads for requests", _field("n_threads_http", int)),
     Flag(("--slot-save-path",), "PATH", "where slots are saved", _field("slot_save_path", str)),
     Flag(("--jinja",), "", "use the model's chat template", _constant("use_jinja", True)),
     Flag(("--metrics",), "", "enable /metrics", _constant("endpoint_metrics", True)),
