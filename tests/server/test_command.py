@@ -68,8 +68,8 @@ def test_a_new_build_on_one_gpu() -> None:
         "/opt/llama-server --model /models/m.gguf --alias m --host /run/x/s.sock --ctx-size 4096 "
         "--parallel 1 --no-kv-unified --batch-size 2048 --ubatch-size 512 --n-gpu-layers 999 "
         "--device ROCm0 --split-mode none --fit off --flash-attn auto --cache-type-k f16 "
-        "--cache-type-v f16 --cache-ram 0 --sse-ping-interval 5 --threads-http 65 --jinja --metrics --slots "
-        "--offline --no-ui --log-verbosity 4 --log-colors off"
+        "--cache-type-v f16 --cache-ram 0 --sse-ping-interval 5 --threads-http 65 "
+        "--jinja --metrics --slots --offline --no-ui --log-verbosity 4 --log-colors off"
     )
 
 
