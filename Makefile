@@ -29,7 +29,7 @@ demo: $(VENV)/.has-embedded
 
 test: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
-	$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
+	$(RUN) pytest -n 2 --dist worksteal $(ARGS)
 
 # TORCH_INDEX: where PyTorch's wheels for the CPU are, if not where pip looks anyway.
 test-vllm: $(VENV)/.has-embedded-dev

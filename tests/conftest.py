@@ -18,13 +18,6 @@ _MARK = f"ROCLLM_TEST_SESSION={os.getpid()}"
 _SECONDS_TO_END = 10.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run a model go to one worker: a model takes every core, two take each other's."""
-    for item in items:
-        if "demo_model" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("model"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_outlives_the_session() -> Iterator[None]:
     name, _, value = _MARK.partition("=")

@@ -121,6 +121,8 @@ def test_the_kernel_kills_it_while_it_generates(demo_model: Path, memory_group: 
             stream.read()
         assert broken.value.cause == "killed_by_oom"
         assert broken.value.text.startswith(" ")
+        with pytest.raises(OutOfMemory):
+            model.generate("1, 2, 3,", max_tokens=4).read()
         assert model.state == "failed"
 
 
