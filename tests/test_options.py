@@ -13,6 +13,7 @@ from rocllm.options import (
     CACHE_TYPES,
     LoadArguments,
     LoadOptions,
+    RestartPolicy,
     SamplingArguments,
     SamplingOptions,
     build_options,
@@ -57,6 +58,14 @@ def test_sampling_is_greedy_with_256_tokens_by_default() -> None:
         (SamplingOptions, "min_p", (None, 0, 0.5, 1), (-0.1, 1.1, math.nan, "1")),
         (SamplingOptions, "repeat_penalty", (None, 0.5, 1.1), (0, -1, math.inf, "1")),
         (SamplingOptions, "seed", (None, 0, 2**32 - 2), (-1, 2**32 - 1, *_NOT_WHOLE)),
+        (LoadOptions, "swa_full", (None, True, False), (1, "no")),
+        (LoadOptions, "worker", (None, True, False), (0,)),
+        (LoadOptions, "cpu_fallback", (True, False), (None, "yes")),
+        (LoadOptions, "host", (None, "localhost"), (127, b"localhost")),
+        (LoadOptions, "restart", (RestartPolicy(max_restarts=0),), (3, None)),
+        (SamplingOptions, "logprobs", (True, False), (5, None)),
+        (SamplingOptions, "grammar", (None, 'root ::= "a"'), (b"root",)),
+        (SamplingOptions, "json_schema", (None, {}), ("{}", [])),
     ],
 )
 def test_bounds(cls: type[Any], name: str, good: tuple[Any, ...], bad: tuple[Any, ...]) -> None:

@@ -58,7 +58,8 @@ class RestartPolicy:
 class LoadOptions:
     """How to load a model.
 
-    ctx_size: context of one slot, in tokens; `None`: the smaller of 4096 and the model's own.
+    ctx_size: context of one slot, in tokens; `None`: the longest that fits of 4096, 8192, 16384 …,
+        up to the model's own; 4096 where it is not known how much memory is free.
     parallel: number of slots, each with a context of its own; `None`: 1.
     n_gpu_layers: layers on the GPU; -1 is all of them, 0 none; `None`: all when a GPU is used.
     device: which GPU: `"cpu"`, a PCI address (`"0000:03:00.0"`), a ROCr ordinal (`"0"`), a UUID
@@ -132,6 +133,11 @@ class LoadOptions:
         _one_of(self, "load_mode", ("mmap", "none", "mlock", "dio"))
         _number(self, "start_timeout", above=0, optional=False)
         _number(self, "timeout", above=0)
+        _kind(self, "swa_full", bool, "True or False")
+        _kind(self, "worker", bool, "True or False")
+        _kind(self, "cpu_fallback", bool, "True or False", optional=False)
+        _kind(self, "host", str, "a text")
+        _kind(self, "restart", RestartPolicy, "a RestartPolicy", optional=False)
         if self.flash_attn == "off" and self.cache_type_v not in (None, "f32", "f16", "bf16"):
             raise OptionsError(
                 f"cache_type_v={self.cache_type_v!r} with flash_attn='off'",
@@ -222,6 +228,9 @@ class SamplingOptions:
         if not all(_is_whole(token) and token >= 0 for token in stop_tokens):
             raise OptionsError(f"stop_tokens must hold token ids, got {self.stop_tokens!r}")
         object.__setattr__(self, "stop_tokens", stop_tokens)
+        _kind(self, "json_schema", Mapping, "a mapping")
+        _kind(self, "grammar", str, "a text")
+        _kind(self, "logprobs", bool, "True or False", optional=False)
         if self.json_schema is not None and self.grammar is not None:
             raise OptionsError(
                 "json_schema and grammar are both given",
@@ -340,6 +349,12 @@ def _number(
             if limit is not None
         )
         raise OptionsError(f"{name} must be a number {span}; got {value!r}")
+
+
+def _kind(options: object, name: str, kind: type, called: str, *, optional: bool = True) -> None:
+    value = getattr(options, name)
+    if not (isinstance(value, kind) or (value is None and optional)):
+        raise OptionsError(f"{name} must be {called}; got {value!r}")
 
 
 def _one_of(options: object, name: str, choices: Sequence[str]) -> None:
