@@ -127,6 +127,9 @@ def test_a_slow_load_that_shows_progress(
         seen = signs
         return signs
 
+    # With a clock that stands still otherwise nobody would ever look.
+    monkeypatch.setattr(start_module, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(start_module, "POLL_INTERVALS", (0.01, 0.01))
     monkeypatch.setattr(start_module, "_signs_of_life", look_and_tick)
     monkeypatch.setattr(start_module, "time", SimpleNamespace(monotonic=lambda: clock))
     start(fake(load_seconds=0.5), start_timeout=15.0)

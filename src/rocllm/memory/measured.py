@@ -140,9 +140,12 @@ def store_measurement(model: Path, measurement: Measurement, environ: Mapping[st
     fingerprint = _fingerprint(model)
     if not fingerprint:
         return
+    stored = read_measurements(model, environ)
+    if measurement in stored:
+        return
     kept = [
         known
-        for known in read_measurements(model, environ)
+        for known in stored
         if (known.engine, known.gpus, known.settings)
         != (measurement.engine, measurement.gpus, measurement.settings)
     ]

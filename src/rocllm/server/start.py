@@ -25,8 +25,12 @@ from rocllm.server.process import KEPT_LINES, ServerProcess
 from rocllm.server.report import LoadReport, LoadReportBuilder
 from rocllm.units import format_seconds
 
-# Seconds between two questions for readiness: below what a person notices, above what costs.
-POLL_INTERVAL = 0.01
+# Between two questions for readiness goes by a hundredth of the time since the start: that is small
+# beside any load, and no burden during a long one. In seconds, at least and at most.
+POLL_SHARE = 0.01
+POLL_INTERVALS = (0.001, 0.1)
+# Seconds between two looks for signs of life, which cost more than a question.
+LOOK_INTERVAL = 0.02
 # Seconds that the log may lag behind the answer: llama.cpp writes it from a thread of its own, and
 # it is read by one of ours. A report without its devices would be taken for a failed offload.
 LOG_GRACE = 1.0
@@ -91,9 +95,9 @@ def _wait_ready(
 ) -> None:
     before = look_before(process.pid or 0)
     seen = (0, 0, 0)
-    progressed = time.monotonic()
+    started = looked = progressed = time.monotonic()
     while True:
-        exit_status = process.wait(POLL_INTERVAL)
+        exit_status = process.wait(_pause(time.monotonic() - started))
         if exit_status is not None:
             raise diagnose(
                 process.command.argv,
@@ -108,8 +112,11 @@ def _wait_ready(
             return
         if cancel is not None and cancel.is_set():
             raise StartCancelled(f"loading {str(model_path)!r} was cancelled")
-        signs = _signs_of_life(process)
         now = time.monotonic()
+        if now - looked < LOOK_INTERVAL:
+            continue
+        looked = now
+        signs = _signs_of_life(process)
         if signs != seen:
             seen, progressed = signs, now
             if report is not None:
@@ -123,6 +130,12 @@ def _wait_ready(
                 argv=process.command.argv,
                 output=process.output,
             )
+
+
+def _pause(passed: float) -> float:
+    """Seconds until the next question, so many after the start."""
+    least, most = POLL_INTERVALS
+    return min(max(passed * POLL_SHARE, least), most)
 
 
 def _report(
@@ -150,7 +163,7 @@ def _wait_logged(process: ServerProcess, builder: LoadReportBuilder) -> None:
     """Wait for the last line of interest, which is printed before the server is ready."""
     deadline = time.monotonic() + LOG_GRACE
     while builder.slots is None and time.monotonic() < deadline:
-        process.wait(POLL_INTERVAL)
+        process.wait(POLL_INTERVALS[0])
 
 
 def _signs_of_life(process: ServerProcess) -> tuple[int, int, int]:
