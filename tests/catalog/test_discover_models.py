@@ -133,6 +133,26 @@ def _layers(**digests: str) -> dict[str, object]:
     }
 
 
+def test_a_name_means_one_file(
+    tmp_path: Path, environ: dict[str, str], write_model: WriteModel
+) -> None:
+    """What two publishers call the same is the first's; the other is called by its repository."""
+    hub = tmp_path / "home/.cache/huggingface/hub"
+    first, second = (
+        write_model(hub / f"models--{user}--m-GGUF/snapshots/abc/m-Q4_0.gguf")
+        for user in ("ann", "bob")
+    )
+    copy = write_model(tmp_path / "home/.cache/llama.cpp/m-Q4_0.gguf")
+    whole = "m-Q4_0", "ann/m-GGUF:Q4_0", "ann/m-GGUF/m-Q4_0.gguf"
+    names = [model.names for model in discover_models(environ)]
+    assert names == [whole, ("bob/m-GGUF:Q4_0", "bob/m-GGUF/m-Q4_0.gguf"), ()]
+    assert discover_models(environ)[2].name == str(copy)
+    for name in ("m-Q4_0", "M-q4_0", "m", "m:Q4_0", "hf:ann/m-GGUF"):
+        assert resolve_model(name, environ) == first
+    for name in ("hf:bob/m-GGUF", "bob/m-GGUF:q4_0", "bob/m-GGUF/m-Q4_0.gguf"):
+        assert resolve_model(name, environ) == second
+
+
 def test_ollama(environ: dict[str, str], write_model: WriteModel, write_other: WriteModel) -> None:
     """Blobs go by the names of Ollama's manifests, with projector and adapter."""
     blobs = Path(environ["OLLAMA_MODELS"]) / "blobs"

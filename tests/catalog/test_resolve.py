@@ -17,6 +17,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()
     names = ["qwen3-4b.gguf", "qwen3-8b.gguf", "gemma.gguf", "Gemma-2.GGUF", "notes.txt"]
+    names += ["mistral-small-24b-Q4_K_M.gguf"]
     names += [f"big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     for name in names:
         (folder / name).touch()
@@ -75,12 +76,19 @@ def test_an_ambiguous_beginning_lists_the_candidates(environ: dict[str, str]) ->
     assert caught.value.why == "qwen3-4b, qwen3-8b"
 
 
+def test_two_names_of_one_file_are_not_two_models(folder: Path, environ: dict[str, str]) -> None:
+    """A link beside a model makes none of their common beginnings ambiguous."""
+    (folder / "gemma-2-latest.gguf").symlink_to("Gemma-2.GGUF")
+    assert resolve_model("gemma-", environ) == folder / "Gemma-2.GGUF"
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
         ("gema", "did you mean 'gemma'?"),
         ("gema.gguf", "did you mean 'gemma'?"),
         ("demmo", "did you mean 'demo'?"),
+        ("mistrall", "did you mean 'mistral-small-24b-Q4_K_M'?"),
         ("something else", "give the path of a .gguf file, or one of these names: demo, Gemma-2,"),
     ],
 )
@@ -136,7 +144,7 @@ def test_a_directory_lists_its_models(folder: Path, environ: dict[str, str]) -> 
     """A directory is refused with the files that could be meant."""
     with pytest.raises(ModelNotFound, match="is a directory") as caught:
         resolve_model(folder, environ)
-    assert "gemma.gguf, qwen3-4b.gguf" in str(caught.value.why)
+    assert "mistral-small-24b-Q4_K_M.gguf, qwen3-4b.gguf" in str(caught.value.why)
     assert str(folder / "Gemma-2.GGUF") in str(caught.value.remedy)
     (folder / "empty").mkdir()
     with pytest.raises(ModelNotFound, match=r"holds no \.gguf file"):

@@ -28,24 +28,20 @@ def match_name(wanted: str, entries: Iterable[Entry]) -> list[Entry]:
     entries = list(entries)
     wanted = wanted[: -len(SUFFIX)] if wanted.lower().endswith(SUFFIX) else wanted
     for entry in entries:
-        if wanted in _names(entry):
+        if wanted in (*entry.names, entry.path.stem):
             return [entry]
     low = wanted.lower()
-    same = [entry for entry in entries if low in map(str.lower, _names(entry))]
+    same = [entry for entry in entries if low in map(str.lower, entry.names)]
     base, _, quantization = low.rpartition(":")
     if not same and base:
         same = _of_quantization(base, quantization, entries)
-    return same or [e for e in entries if any(n.lower().startswith(low) for n in _names(e))]
+    return same or [e for e in entries if any(n.lower().startswith(low) for n in e.names)]
 
 
 def _of_quantization(base: str, quantization: str, entries: list[Entry]) -> list[Entry]:
     right = [entry for entry in entries if is_quantization(quantization, entry.quantization)]
     exact = [entry for entry in right if base in _bases(entry)]
     return exact or [e for e in right if any(name.startswith(base) for name in _bases(e))]
-
-
-def _names(entry: Entry) -> tuple[str, ...]:
-    return (*entry.names, entry.path.stem)
 
 
 def _bases(entry: Entry) -> list[str]:

@@ -79,23 +79,17 @@ def resolve_model(name_or_path: str | os.PathLike[str], environ: Mapping[str, st
 
 
 def list_models(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """The model files that can be called by name, without reading them.
-
-    Of models with the same name the first counts, in the order of `rocllm.catalog.sources`.
-    """
+    """The model files that can be called by name, without reading them."""
     return tuple(entry.path for entry in _entries(environ))
 
 
 def _entries(environ: Mapping[str, str]) -> tuple[Entry, ...]:
-    first: dict[str, Entry] = {}
-    for file in find_files(environ):
-        if not file.names or is_companion(file.path.name):
-            continue
-        if file.problem or os.path.isfile(file.path):
-            quantization = parse_name(file.path.name).quantization
-            entry = Entry(file.path, file.names, quantization, file.problem)
-            first.setdefault(file.names[0], entry)
-    return tuple(first.values())
+    return tuple(
+        Entry(file.path, file.names, parse_name(file.path.name).quantization, file.problem)
+        for file in find_files(environ)
+        if file.names and not is_companion(file.path.name)
+        if file.problem or os.path.isfile(file.path)
+    )
 
 
 def find_by_name(name: str, environ: Mapping[str, str]) -> Path | None:
@@ -114,7 +108,7 @@ def find_by_name(name: str, environ: Mapping[str, str]) -> Path | None:
                 if model.names and model.problem is None
             ],
         )
-    if len(found) > 1:
+    if len(found) > 1 and len({_identity(entry.path) for entry in found}) > 1:
         raise ModelNotFound(
             f"{name!r} is the beginning of several names",
             why=_listing(entry.names[0] for entry in found),
@@ -127,6 +121,14 @@ def find_by_name(name: str, environ: Mapping[str, str]) -> Path | None:
             remedy="fetch it again with the program that it belongs to",
         )
     return found[0].path if found else None
+
+
+def _identity(path: Path) -> object:
+    """The same for two names, or links, of one file."""
+    with contextlib.suppress(OSError):  # it has gone meanwhile
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return path
 
 
 def find_snapshot(repo: str, environ: Mapping[str, str]) -> Path | None:
@@ -218,10 +220,13 @@ def _suggest(name: str, environ: Mapping[str, str], nearby: Iterable[Path] = ())
     if near:
         return f"did you mean {near[0]!r}?"
     names = [DEMO.name, *(entry.names[0] for entry in _entries(environ))]
-    lower = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower().removesuffix(SUFFIX), lower, n=1)
-    if near:
-        return f"did you mean {lower[near[0]]!r}?"
+    given = name.lower().removesuffix(SUFFIX)
+    # The whole of a name, or as much of its beginning as was given.
+    for length, likeness in ((None, 0.6), (len(given), 0.75)):
+        lower = {known.lower()[:length]: known for known in reversed(names)}
+        near = difflib.get_close_matches(given, lower, n=1, cutoff=likeness)
+        if near:
+            return f"did you mean {lower[near[0]]!r}?"
     return f"give the path of a .gguf file, or one of these names: {_listing(names)}"
 
 

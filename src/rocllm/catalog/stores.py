@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,18 @@ def find_files(environ: Mapping[str, str], folders: Sequence[Path] = ()) -> Iter
     """Every model file that can be found by name, in the order of `rocllm.catalog.sources`.
 
     environ: where the stores are. folders: further folders, which come first.
+
+    A name means one file, the first that has it: later ones keep the names that are left to them.
     """
+    taken: set[str] = set()
+    for file in _find_everywhere(environ, folders):
+        names = tuple(name for name in file.names if name not in taken)
+        if file.problem or os.path.isfile(file.path):
+            taken.update(names)
+        yield replace(file, names=names)
+
+
+def _find_everywhere(environ: Mapping[str, str], folders: Sequence[Path]) -> Iterator[ModelFile]:
     for folder in named_folders(environ, folders):
         yield from find_folder(folder, "folder", named=True)
     yield from find_folder(own_folder(environ), "rocllm")
