@@ -512,6 +512,32 @@ def test_files_of_the_engine(
     assert evidence in found.evidence
 
 
+@pytest.mark.parametrize(
+    ("value", "code", "kernels", "states"),
+    [
+        # Ubuntu's ROCm 6 on a small card: no code for it, and that of its big sister runs.
+        ("11.0.0", "gfx1100", "gfx1100", ("ok", "ok", "ok")),
+        ("11.0.0", "gfx1101", "gfx1101", ("warn", "fail", "fail")),
+        ("9.0.10", "gfx90a", "gfx1100", ("ok", "ok", "fail")),
+        ("11.0", "gfx1100", "gfx1101", ("warn", "fail", "ok")),
+        ("", "gfx1101", "gfx1101", ("warn", "ok", "ok")),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_1"])
+def test_code_is_wanted_for_the_chip_that_rocm_sees(
+    tmp_path: Path, suffix: str, value: str, code: str, kernels: str, states: tuple[State, ...]
+) -> None:
+    """An override that helps is no failure, and one that hides the chip is."""
+    files = replace(
+        HIP,
+        targets=GfxTargets(frozenset({code}), hidden=False),
+        rocblas_targets=frozenset({kernels}),
+    )
+    here = facts(tmp_path, *DESKTOP, environ={f"HSA_OVERRIDE_GFX_VERSION{suffix}": value})
+    found = by_id(run_checks(replace(here, engine_files=files)))
+    assert tuple(found[one].state for one in ("override", "gpu-code", "rocblas")) == states
+
+
 def test_library_that_is_there_and_not_searched(tmp_path: Path) -> None:
     """The command names the directory."""
     write(tmp_path, "lib/libhipblas.so.3")

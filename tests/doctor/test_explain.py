@@ -183,14 +183,15 @@ def test_nothing_is_said_where_the_cpu_is_used(tmp_path: Path, rocm_server: Writ
 
 
 def test_what_is_said_though_it_runs(tmp_path: Path, rocm_server: WriteServer) -> None:
-    """An override, a lack of kernels that shows at the first longer prompt; each with a remedy."""
+    """An override and what it leads to, a lack of kernels; each with a remedy."""
     found = machine(tmp_path / "m", RX_7700_XT)
     server = rocm_server("gfx1101", kernels=("gfx1030",))
-    override, rocblas = warned(found, server, OVERRIDE)
+    override, code, rocblas = warned(found, server, OVERRIDE)
     assert override == (
         "HSA_OVERRIDE_GFX_VERSION=11.0.0, though llama-server has code for gfx1101: it is not "
         "needed: unset HSA_OVERRIDE_GFX_VERSION"
     )
+    assert "not for gfx1101, which HSA_OVERRIDE_GFX_VERSION makes gfx1100" in code
     assert "gfx1101" in rocblas
 
 

@@ -6,6 +6,7 @@ from rocllm import env
 from rocllm.devices._masks import apply_masks
 from rocllm.doctor._bundles import covers
 from rocllm.doctor._check_gpu import no_gpu
+from rocllm.doctor._override import chip_for_rocm
 from rocllm.doctor.types import Facts, Verdict, fail, ok, unknown, warn
 from rocllm.units import format_bytes
 
@@ -49,8 +50,14 @@ def check_override(facts: Facts) -> Verdict:
     devices = facts.choice.devices or facts.machine.devices
     targets = facts.engine_files.targets if facts.engine_files else None
     chip = devices[0].gfx_target if devices else None
-    if targets is not None and chip is not None and covers(targets, chip):
-        return warn(f"{shown}, though llama-server has code for {chip}", "it is not needed", unset)
+    if targets is not None and chip is not None:
+        if covers(targets, chip):
+            return warn(
+                f"{shown}, though llama-server has code for {chip}", "it is not needed", unset
+            )
+        taken = chip_for_rocm(devices[0], facts.environ)
+        if covers(targets, chip) is False and taken is not None and covers(targets, taken):
+            return ok(f"{shown}: llama-server has code for {taken}, and none for {chip}")
     return warn(
         f"{shown} makes ROCm take " + (f"{chip} for another chip" if chip else "GPUs for others"),
         "unset it unless llama-server lacks your chip; current builds have nearly all of them",

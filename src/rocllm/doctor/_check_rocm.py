@@ -11,6 +11,7 @@ from rocllm.devices import Device
 from rocllm.doctor._bundles import ANY_CHIP, covers
 from rocllm.doctor._check_engine import NOT_HERE
 from rocllm.doctor._check_system import NOT_TOLD
+from rocllm.doctor._override import chip_for_rocm
 from rocllm.doctor.types import (
     EngineFiles,
     Facts,
@@ -125,17 +126,17 @@ def check_gpu_code(facts: Facts) -> Verdict:
     code = f"{name} has code for {_names(files.targets)}"
     if not chips:
         return ok(code)
-    answers = {chip: covers(files.targets, chip) for chip in chips}
-    lacking = [chip for chip, covered in answers.items() if covered is False]
+    answers = {words: covers(files.targets, chip) for chip, words in chips.items()}
+    lacking = [words for words, covered in answers.items() if covered is False]
     if lacking:
         return fail(f"{code}, not for {', '.join(lacking)}", _OTHER_BUILD)
     if None in answers.values():
         hidden = "is compressed" if files.targets.hidden else "is of an unknown format"
         return unknown(f"the code in {name} {hidden} and does not tell its chips")
-    return ok(f"{code}; the GPU is {', '.join(chips)}")
+    return ok(f"{code}; the GPU is {', '.join(answers)}")
 
 
-def _without_hip(files: EngineFiles, chips: Sequence[str]) -> Verdict:
+def _without_hip(files: EngineFiles, chips: Collection[str]) -> Verdict:
     if files.script:
         return unknown(f"{files.path} is a script")
     if files.vulkan:
@@ -162,7 +163,8 @@ def check_rocblas(facts: Facts) -> Verdict:
     if not files.rocblas_targets:
         return unknown(f"{files.rocblas} does not tell for which chips it has kernels")
     have = f"kernels for {', '.join(sorted(files.rocblas_targets)[:_LISTED])}"
-    lacking = [chip for chip in _chips(facts) if chip not in files.rocblas_targets]
+    chips = _chips(facts)
+    lacking = [words for chip, words in chips.items() if chip not in files.rocblas_targets]
     if lacking:
         return fail(
             f"{have}, not for {', '.join(lacking)}",
@@ -171,12 +173,22 @@ def check_rocblas(facts: Facts) -> Verdict:
     return ok(have)
 
 
-def _chips(facts: Facts) -> list[str]:
-    """The chips that matter: of the GPU to be used, else of all that ROCm could use."""
+def _chips(facts: Facts) -> dict[str, str]:
+    """The chips that matter, and what to call them: of the GPU to be used, else of all there are.
+
+    They are those that ROCm takes the GPUs for.
+    """
     devices: Sequence[Device] = facts.choice.devices or [
         device for device in facts.machine.devices if device.kfd_node is not None
     ]
-    return list(dict.fromkeys(device.gfx_target for device in devices if device.gfx_target))
+    chips = {}
+    for device in devices:
+        chip = chip_for_rocm(device, facts.environ)
+        if chip is not None:
+            taken = chip != device.gfx_target
+            own = device.gfx_target or "an unknown chip"
+            chips[chip] = f"{own}, which HSA_OVERRIDE_GFX_VERSION makes {chip}" if taken else chip
+    return chips
 
 
 def _names(targets: GfxTargets) -> str:
