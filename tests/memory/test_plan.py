@@ -112,6 +112,20 @@ def test_slots_are_paid_for(real: Real) -> None:
     assert_fits(plan)
 
 
+@pytest.mark.parametrize(("free", "count"), [(128, 32), (28, 12), (3, 1), (1.7, 0)])
+def test_saved_states_fit_into_host_memory(real: Real, free: float, count: int) -> None:
+    """A quarter of what is left, or one state if only that has room: a 12B model's take 480 MiB."""
+    host = HostMemory(round(free * GIB), round(free * GIB))
+    plan = plan_memory(real("Gemma-3-12B"), Memory((CARD,), host), LoadOptions())
+
+    assert plan.settings.checkpoints == count
+    left = (room(plan.memory, None) or 0) - needed_in(plan.parts, None)
+    assert count * 480 * MIB <= max(left / 4, 480 * MIB)
+    assert any(f", {count} a slot" in remark for remark in plan.remarks) == (count > 0)
+    # They are no part of what is measured, so another number is no other way of loading.
+    assert plan.settings == replace(plan.settings, checkpoints=7)
+
+
 def test_what_is_fixed_stays_fixed(real: Real) -> None:
     """Context, slots, layers and cache types are those that were asked for."""
     wanted = LoadOptions(

@@ -17,6 +17,7 @@ NEW_FLAGS = {
     **dict.fromkeys(("--model", "--alias", "--host", "--port", "--cors-origins"), "X"),
     **dict.fromkeys(("--ctx-size", "--parallel", "--batch-size", "--ubatch-size"), "N"),
     **dict.fromkeys(("--n-gpu-layers", "--threads", "--cache-ram", "--log-verbosity"), "N"),
+    "--ctx-checkpoints": "N",
     **dict.fromkeys(("--no-kv-unified", "--jinja", "--metrics", "--slots", "--offline"), ""),
     **dict.fromkeys(("--no-ui", "--no-webui"), ""),
     **dict.fromkeys(("--cache-type-k", "--cache-type-v"), "TYPE"),
@@ -68,8 +69,9 @@ def test_a_new_build_on_one_gpu() -> None:
         "/opt/llama-server --model /models/m.gguf --alias m --host /run/x/s.sock --ctx-size 4096 "
         "--parallel 1 --no-kv-unified --batch-size 2048 --ubatch-size 512 --n-gpu-layers 999 "
         "--device ROCm0 --split-mode none --fit off --flash-attn auto --cache-type-k f16 "
-        "--cache-type-v f16 --cache-ram 0 --sse-ping-interval 5 --threads-http 65 "
-        "--jinja --metrics --slots --offline --no-ui --log-verbosity 4 --log-colors off"
+        "--cache-type-v f16 --ctx-checkpoints 32 --cache-ram 0 --sse-ping-interval 5 "
+        "--threads-http 65 --jinja --metrics --slots --offline --no-ui --log-verbosity 4 "
+        "--log-colors off"
     )
 
 

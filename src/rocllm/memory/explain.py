@@ -16,7 +16,7 @@ from rocllm.memory.fit import (
     settings_for,
     try_settings,
 )
-from rocllm.memory.kv import bytes_per_token, checkpoint_sizes
+from rocllm.memory.kv import bytes_per_token, checkpoint_size
 from rocllm.units import format_bytes
 
 
@@ -53,11 +53,15 @@ def remarks(request: Request, attempt: Attempt) -> tuple[str, ...]:
         )
     if any(gpu.shared for gpu in request.memory.gpus):
         notes.append("the integrated GPU uses host memory, so both together must fit there")
-    saved = checkpoint_sizes(request.shape, attempt.settings)
-    if saved:
+    one, count = checkpoint_size(request.shape, attempt.settings), attempt.settings.checkpoints
+    if one and count:
         notes.append(
-            f"with many requests, saved states of the cache take up to {format_bytes(saved)} more "
-            "of host memory"
+            f"with many requests, saved states of the cache, {count} a slot, take up to "
+            f"{format_bytes(one * count)} more of host memory"
+        )
+    elif one:
+        notes.append(
+            "host memory has no room for saved states: each question is read from the start"
         )
     draft = request.companions.draft
     if draft is not None and draft.info.context_length < attempt.settings.ctx_size:

@@ -10,10 +10,16 @@ from itertools import accumulate
 from rocllm.memory.available import Memory
 from rocllm.memory.companions import DRAFT_N_MAX, NO_COMPANIONS, Companions
 from rocllm.memory.estimate import GPU_RUNTIME, Part, estimate_parts, needed_in
-from rocllm.memory.kv import kv_sizes, state_sizes
+from rocllm.memory.kv import checkpoint_size, kv_sizes, state_sizes
 from rocllm.memory.layers import Shape
 from rocllm.memory.measured import Measurement, apply_measurements
-from rocllm.memory.settings import BATCH_SIZE_CPU, BATCH_SIZE_GPU, UBATCH_SIZE, Settings
+from rocllm.memory.settings import (
+    BATCH_SIZE_CPU,
+    BATCH_SIZE_GPU,
+    MOST_CHECKPOINTS,
+    UBATCH_SIZE,
+    Settings,
+)
 from rocllm.options import LoadOptions
 
 # What is enough for a conversation. No less is chosen unasked.
@@ -26,6 +32,9 @@ MOST_HOST_HEADROOM = 4 * 2**30
 # beside the weights. It is filled at load, other programs share this memory, and a processor reads
 # some hundred tokens in a second: few wait for it to read 100,000.
 CPU_CONTEXT_SHARE = 8
+# Saved states take at most this part of the host's memory that the plan leaves over: they only
+# spare time, and with llama.cpp's default those of a Gemma 3 12B would come to 15 GiB.
+CHECKPOINT_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,17 @@ def try_settings(request: Request, settings: Settings) -> Attempt:
         if available is not None and needed > available:
             lacks.append(Lack(gpu, needed, available))
     return Attempt(settings, parts, tuple(lacks), _modest(request, settings, parts))
+
+
+def checkpoints_for(request: Request, attempt: Attempt) -> int:
+    """How many states of a slot may be saved; one, where only that has room."""
+    one = checkpoint_size(request.shape, attempt.settings)
+    available = room(request.memory, None)
+    if not one or available is None:
+        return MOST_CHECKPOINTS
+    taken = needed_in(attempt.parts, None) + _shared(request.memory, attempt.parts)
+    left = max(0, available - taken)
+    return min(MOST_CHECKPOINTS, max(left // CHECKPOINT_SHARE // one, int(one <= left)))
 
 
 def _ways(request: Request) -> Iterator[Settings]:

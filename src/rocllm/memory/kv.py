@@ -21,8 +21,6 @@ _BLOCKS = {
     "q4_0": (32, 18),
     "iq4_nl": (32, 18),
 }
-# Saved states of one slot from which a conversation can go on (`--ctx-checkpoints`, its default).
-CHECKPOINTS = 32
 
 
 def check_cache_types(shape: Shape, settings: Settings) -> None:
@@ -88,11 +86,11 @@ def state_sizes(shape: Shape, settings: Settings) -> tuple[int, ...]:
     return tuple(one if layer.recurrent else 0 for layer in shape.layers)
 
 
-def checkpoint_sizes(shape: Shape, settings: Settings) -> int:
-    """Bytes of host memory that saved states take at most, after many requests.
+def checkpoint_size(shape: Shape, settings: Settings) -> int:
+    """Bytes of host memory that one saved state of every slot takes at most.
 
-    A model that cannot go back in its cache (windowed or recurrent layers) is saved up to 32 times
-    per slot (`create_checkpoint` in tools/server/server-context.cpp).
+    A model that cannot go back in its cache (windowed or recurrent layers) is saved up to
+    `settings.checkpoints` times per slot (`create_checkpoint` in tools/server/server-context.cpp).
     """
     windowed = 0
     if not settings.swa_full:
@@ -101,7 +99,7 @@ def checkpoint_sizes(shape: Shape, settings: Settings) -> int:
             for size, layer in zip(kv_sizes(shape, settings), shape.layers, strict=True)
             if layer.windowed
         )
-    return CHECKPOINTS * (windowed + sum(state_sizes(shape, settings)))
+    return windowed + sum(state_sizes(shape, settings))
 
 
 def bytes_per_token(shape: Shape, settings: Settings) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rocllm.errors import DoesNotFit, OptionsError
 from rocllm.gguf import ModelInfo
@@ -16,6 +16,7 @@ from rocllm.memory.fit import (
     DEFAULT_CTX_SIZE,
     Attempt,
     Request,
+    checkpoints_for,
     room,
     search,
     settings_for,
@@ -108,6 +109,8 @@ def _default(request: Request) -> Attempt:
 
 
 def _plan(request: Request, attempt: Attempt, *, known: bool) -> MemoryPlan:
+    checkpoints = checkpoints_for(request, attempt)
+    attempt = replace(attempt, settings=replace(attempt.settings, checkpoints=checkpoints))
     return MemoryPlan(
         attempt.settings,
         attempt.parts,

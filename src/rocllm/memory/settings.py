@@ -5,7 +5,7 @@ The arithmetic is that of src/llama-context.cpp and src/llama-kv-cache-iswa.cpp,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Tokens that are computed in one go: on the device, and before the server answers anybody. On a
 # CPU, where a token takes milliseconds, that is kept short (measured: cancelling takes 8 s with
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 UBATCH_SIZE = 512
 BATCH_SIZE_GPU = 2048
 BATCH_SIZE_CPU = 512
+# Saved states of one slot from which a conversation can go on, at most: llama.cpp's default.
+MOST_CHECKPOINTS = 32
 # Cells are given out in blocks of so many.
 _BLOCK = 256
 
@@ -27,6 +29,8 @@ class Settings:
     kv_unified: the slots share one cache. swa_full: windowed layers cache all tokens.
     draft_n_max: tokens that a draft model guesses for each slot; 0: there is none.
     n_gpu_layers_draft: its layers on GPUs. companions: the files loaded beside the model.
+    checkpoints: saved states of a slot, at most. They are made after loading, so that settings
+        which differ in nothing else take the same memory, and are equal.
     """
 
     ctx_size: int
@@ -43,6 +47,7 @@ class Settings:
     draft_n_max: int = 0
     n_gpu_layers_draft: int = 0
     companions: tuple[str, ...] = ()
+    checkpoints: int = field(default=MOST_CHECKPOINTS, compare=False)
 
     @property
     def streams(self) -> int:

@@ -132,6 +132,7 @@ def _add_layout(flags: _Flags, options: LaunchOptions) -> None:
         flags.add("--swa-full")
     flags.add("--cache-type-k", settings.cache_type_k)
     flags.add("--cache-type-v", settings.cache_type_v)
+    flags.add("--ctx-checkpoints", str(settings.checkpoints))
 
 
 def _add_companions(flags: _Flags, options: LaunchOptions) -> None:

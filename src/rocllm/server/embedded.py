@@ -191,6 +191,7 @@ FLAGS: tuple[Flag, ...] = (
         _field("cpuparams_batch.n_threads", int),
     ),
     Flag(("--swa-full",), "", "full-size SWA cache", _constant("swa_full", True)),
+    Flag(("--ctx-checkpoints",), "N", "saved states of a slot", _field("n_ctx_checkpoints", int)),
     Flag(("--cache-ram",), "N", "prompt cache in host RAM, MiB", _field("cache_ram_mib", int)),
     Flag(
         ("--sse-ping-interval",),
