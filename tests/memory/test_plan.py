@@ -188,6 +188,24 @@ def test_fewer_slots_and_a_smaller_file_are_ways_out(real: Real) -> None:
     assert any("quantisation Q3_K_M (about 3." in way for way in caught.value.would_fit)
 
 
+def test_where_one_change_is_not_enough_several_are_named(real: Real) -> None:
+    """Each of them does fit."""
+    wanted = LoadOptions(ctx_size=32768, parallel=4, n_gpu_layers=-1)
+    with pytest.raises(DoesNotFit) as caught:
+        plan_memory(real("Gemma-3-27B"), MACHINE, wanted)
+    assert caught.value.would_fit == (
+        "n_gpu_layers 32",
+        "a file of the quantisation Q3_K_M (about 12.6 GiB), with ctx_size 4096 and parallel 1",
+    )
+
+    tight = Memory((replace(CARD, free=8 * GIB),), HOST)
+    with pytest.raises(DoesNotFit) as caught:
+        plan_memory(real("Qwen3-8B"), tight, replace(wanted, parallel=64, cache_type_k="q4_0"))
+    assert caught.value.would_fit[0] == "parallel 1, ctx_size 16384"
+    less = LoadOptions(ctx_size=16384, n_gpu_layers=-1, cache_type_k="q4_0")
+    assert_fits(plan_memory(real("Qwen3-8B"), tight, less))
+
+
 def test_nothing_at_all_fits(real: Real) -> None:
     """80B on a small machine: the file that would fit is named, or nothing is made up."""
     info = real("Qwen3-Next-80B-A3B")

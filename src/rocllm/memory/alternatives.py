@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rocllm.errors import OptionsError
 from rocllm.memory.available import Memory
-from rocllm.memory.fit import Request, search, settings_for, try_settings
+from rocllm.memory.fit import DEFAULT_CTX_SIZE, Request, search, settings_for, try_settings
 from rocllm.memory.kv import check_cache_types
 from rocllm.memory.settings import Settings
 from rocllm.options import LoadOptions
@@ -32,7 +32,7 @@ def would_fit(request: Request) -> tuple[str, ...]:
     """The three nearest things that would fit, the nearest first.
 
     Nearest is what changes the answers least: no draft model, no projector, a smaller cache, fewer
-    slots, a shorter context, layers left on the host, a smaller file, the CPU.
+    slots, a shorter context, layers left on the host, a smaller file, two of these, the CPU.
     """
     found = []
     for text in _everything(request):
@@ -68,6 +68,7 @@ def _everything(request: Request) -> Iterator[str]:
         if attempt.fits:
             yield f"n_gpu_layers {attempt.settings.n_gpu_layers}"
     yield from _smaller_file(request)
+    yield from _several_changes(request)
     if request.n_gpus:
         on_cpu = replace(options, n_gpu_layers=None)
         memory = Memory((), request.memory.host)
@@ -123,6 +124,21 @@ def _shorter(request: Request) -> Iterator[str]:
                 yield f"ctx_size {whole}{suffix}"
                 return
         ctx_size //= 2
+
+
+def _several_changes(request: Request) -> Iterator[str]:
+    """One slot instead of many, and then a short context in a smaller file, if both were asked."""
+    options = request.options
+    one_slot = replace(request, options=replace(options, parallel=None))
+    if (options.parallel or 1) > 1 and not _fits(request, one_slot.options):
+        for shorter in _shorter(one_slot):
+            yield f"parallel 1, {shorter}"
+    if (options.parallel or 1) > 1 or (options.ctx_size or 0) > DEFAULT_CTX_SIZE:
+        ctx_size = min(options.ctx_size or DEFAULT_CTX_SIZE, DEFAULT_CTX_SIZE, request.longest)
+        small = replace(one_slot, options=replace(one_slot.options, ctx_size=ctx_size))
+        if not search(small).fits and not any(_smaller_file(request)):
+            for file in _smaller_file(small):
+                yield f"{file}, with ctx_size {ctx_size} and parallel 1"
 
 
 def _wanted_layers(request: Request) -> int:
