@@ -65,7 +65,9 @@ def test_a_worker_leaves_nothing(demo_model: Path) -> None:
                 next(stream)
         assert not Path(f"/proc/{info.pid}").exists()
     del stream, streams
-    assert left() == before
+    # What a killed model of an earlier test has left is removed when the next one starts.
+    for mine, others in zip(left(), before, strict=True):
+        assert mine <= others  # type: ignore[operator]
 
 
 def test_a_broken_model_is_the_same_error_everywhere(tmp_path: Path) -> None:

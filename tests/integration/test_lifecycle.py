@@ -38,7 +38,10 @@ def process_is_gone(pid: int | None) -> bool:
 
 
 def leftovers() -> set[str]:
-    """Directories of servers where rocllm makes them."""
+    """Directories of servers where rocllm makes them.
+
+    There may be fewer after a test than before it: a start removes what a killed one has left.
+    """
     return {str(path) for path in env.runtime_dirs(os.environ)[0].glob("rocllm-*")}
 
 
@@ -74,7 +77,7 @@ def test_info_says_what_is_used(demo_model: Path) -> None:
 @pytest.mark.timeout(300)
 def test_twenty_cycles_leave_nothing(demo_model: Path) -> None:
     """No process, thread, descriptor, socket or directory is left after loading and closing."""
-    before = (open_files(), threading.active_count(), leftovers())
+    files, threads, directories = open_files(), threading.active_count(), leftovers()
     pids = []
     for number in range(20):
         with rocllm.load_model(demo_model, ctx_size=256) as model:
@@ -82,7 +85,9 @@ def test_twenty_cycles_leave_nothing(demo_model: Path) -> None:
                 assert model.generate("1, 2, 3,", max_tokens=2).read().text
             pids.append(model.info.pid)
     assert all(process_is_gone(pid) for pid in pids)
-    assert (open_files(), threading.active_count(), leftovers()) == before
+    assert open_files() <= files
+    assert threading.active_count() <= threads
+    assert leftovers() <= directories
 
 
 def test_closing_ends_streams_and_is_idempotent(demo_model: Path) -> None:
@@ -185,7 +190,7 @@ def test_loading_can_be_cancelled(demo_model: Path) -> None:
             await task
 
     asyncio.run(cancelled())
-    assert leftovers() == before
+    assert leftovers() <= before
 
 
 def test_wrong_files(tmp_path: Path, demo_model: Path) -> None:
@@ -267,6 +272,6 @@ def test_ctrl_c_while_loading(demo_model: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         rocllm.load_model(demo_model, on_progress=interrupt)
     deadline = time.monotonic() + 5
-    while leftovers() != before:
+    while not leftovers() <= before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
