@@ -7,6 +7,7 @@ a line that says of what it is a part. Its lock allows one fetch of a file at a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -73,9 +74,20 @@ def fetch_file(remote: Remote, final: Path, report: Progress) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(partial, final, report) as file:
             if file is not None:
-                _Transfer(remote, partial, file, report).run()
-                partial.replace(final)
-                origin_path(partial).unlink(missing_ok=True)
+                try:
+                    _Transfer(remote, partial, file, report).run()
+                    partial.replace(final)
+                    origin_path(partial).unlink(missing_ok=True)
+                finally:
+                    _remove_if_empty(partial)
+
+
+def _remove_if_empty(partial: Path) -> None:
+    """Leave nothing of a file of which nothing has come."""
+    with contextlib.suppress(OSError):
+        if not partial.stat().st_size:
+            partial.unlink()
+            origin_path(partial).unlink(missing_ok=True)
 
 
 class _Transfer:
