@@ -153,8 +153,9 @@ def test_a_directory_lists_its_models(folder: Path, environ: dict[str, str]) -> 
 
 def test_no_name_at_all(environ: dict[str, str]) -> None:
     """An empty name is not the current directory."""
-    with pytest.raises(ModelNotFound, match="no model was named"):
+    with pytest.raises(ModelNotFound, match="no model was named") as caught:
         resolve_model("", environ)
+    assert str(caught.value.remedy).startswith("give the path of a .gguf file, or one of these")
 
 
 def test_the_first_folder_counts(tmp_path: Path, environ: dict[str, str]) -> None:

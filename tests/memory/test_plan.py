@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocllm.errors import DoesNotFit, OptionsError
+from rocllm.errors import DoesNotFit, ModelFileError, OptionsError
 from rocllm.gguf import ModelInfo
 from rocllm.memory import (
     GpuMemory,
@@ -213,6 +213,12 @@ def test_nothing_at_all_fits(real: Real) -> None:
         plan_memory(info, Memory((), HostMemory(8 * GIB, 6 * GIB)), LoadOptions())
     assert caught.value.would_fit == ()
     assert caught.value.remedy == "use a smaller model, or a machine with more memory"
+
+
+def test_a_vocabulary_is_no_model(real: Real) -> None:
+    """It is said before a server is started, which would blame the file."""
+    with pytest.raises(ModelFileError, match="a vocabulary and no weights"):
+        plan_memory(replace(real("Qwen3-8B"), tensors=()), MACHINE, LoadOptions())
 
 
 def test_unknown_memory_means_the_default(real: Real) -> None:

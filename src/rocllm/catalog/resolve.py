@@ -224,7 +224,7 @@ def _suggest(name: str, environ: Mapping[str, str], nearby: Iterable[Path] = ())
     # The whole of a name, or as much of its beginning as was given.
     for length, likeness in ((None, 0.6), (len(given), 0.75)):
         lower = {known.lower()[:length]: known for known in reversed(names)}
-        near = difflib.get_close_matches(given, lower, n=1, cutoff=likeness)
+        near = difflib.get_close_matches(given, lower, n=1, cutoff=likeness) if given else []
         if near:
             return f"did you mean {lower[near[0]]!r}?"
     return f"give the path of a .gguf file, or one of these names: {_listing(names)}"

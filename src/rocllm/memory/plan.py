@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rocllm.errors import DoesNotFit, OptionsError
+from rocllm.errors import DoesNotFit, ModelFileError, OptionsError
 from rocllm.gguf import ModelInfo
 from rocllm.memory.alternatives import would_fit
 from rocllm.memory.available import Memory
@@ -79,8 +79,9 @@ def plan_memory(
     stays modest: see `CPU_CONTEXT_SHARE`. It is 4096 (or the model's own, if that is less) when
     nobody knows how much memory is free.
 
-    Raises `DoesNotFit`, `OptionsError` for a context that the model does not have, for GPU layers
-    without a GPU, for GPUs of different kinds, and for a cache type that the model cannot have.
+    Raises `DoesNotFit`, `ModelFileError` for a file without weights, `OptionsError` for a context
+    that the model does not have, for GPU layers without a GPU, for GPUs of different kinds, and for
+    a cache type that the model cannot have.
 
     >>> plan_memory(info, read_memory([]), LoadOptions(ctx_size=2048)).ctx_size  # doctest: +SKIP
     2048
@@ -122,6 +123,12 @@ def _plan(request: Request, attempt: Attempt, *, known: bool) -> MemoryPlan:
 
 def _check(request: Request) -> None:
     options, info = request.options, request.shape.info
+    if not info.tensors:
+        raise ModelFileError(
+            f"{info.name or 'the file'} holds a vocabulary and no weights",
+            why="it is for tests of tokenizers",
+            remedy="fetch the model itself",
+        )
     longest = info.context_length
     if options.ctx_size is not None and longest and options.ctx_size > longest:
         raise OptionsError(
