@@ -294,7 +294,7 @@ def test_broken_files_are_listed(
         "nothing": "every model needs this key",
         "loop": "Too many levels of symbolic links",
         "dangling": "symbolic link to 'nowhere'",
-        "pipe": "a pipe",
+        "pipe": "it is a pipe",
     }
     assert set(problems) == set(expected)
     for name, words in expected.items():

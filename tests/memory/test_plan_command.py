@@ -146,6 +146,7 @@ def test_an_integrated_gpus_tree(llama: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--memory", "lots"), "'lots' is no size"),
+        (("--memory", "16"), "write the unit: --memory 16GiB"),
         (("--memory", "8GiB", "--device", "0"), "both given"),
         (("--cache-type-k", "q3"), "cache_type_k must be one of"),
         (("--ctx-size", "1000000"), "more than the model has"),

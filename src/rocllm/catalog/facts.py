@@ -74,7 +74,8 @@ def _reason(exc: ModelFileError, path: Path) -> str:
     # The file is named beside it. Without that, some say what is wrong with which key.
     named = f"{str(path)!r}: "
     what = exc.what.removeprefix(named) if exc.what.startswith(named) else None
-    reason = ": ".join(filter(None, (what, exc.why))) or exc.what
+    reason = ": ".join(filter(None, (what, exc.why)))
+    reason = reason or exc.what.replace(f"{str(path)!r} is ", "it is ")
     if isinstance(exc, InvalidGGUF) and exc.offset:
         reason += f" (at byte {exc.offset})"
     return reason

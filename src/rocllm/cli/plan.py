@@ -47,6 +47,8 @@ Nothing is loaded. With --memory the plan is for another machine.
 """
 
 _BAR = 48
+# Bytes of a GPU that somebody may mean.
+_LEAST = 1 << 20
 _GFX = re.compile(r"gfx[0-9a-f]{3,4}")
 # How a kind is drawn, without colour and with it.
 _LOOKS: dict[Kind, tuple[str, str]] = {
@@ -142,6 +144,12 @@ def _elsewhere(memory: str, gfx: str | None, gpus: int, options: LoadOptions, ro
             remedy="give one of them",
         )
     size = parse_size(memory)
+    if size < _LEAST:
+        raise OptionsError(
+            f"--memory {memory!r} is {format_bytes(size)}",
+            why="no GPU has as little",
+            remedy="write the unit: --memory 16GiB",
+        )
     name = gfx or "GPU"
     labels = [name] if gpus == 1 else [f"{name} {number}" for number in range(gpus)]
     return Memory(tuple(GpuMemory(label, gfx, size, size) for label in labels))
