@@ -64,6 +64,31 @@ def test_a_model_without_a_template(tmp_path: Path, demo_model: Path) -> None:
     assert "<|im_start|>user\nHello!<|im_end|>" in shown
 
 
+def test_commands_say_what_is_used_instead(tmp_path: Path) -> None:
+    """`run` continues the prompt, `chat` uses ChatML; a system message is not dropped silently."""
+    path = str(write_model(tmp_path / "plain.gguf"))
+    few = ("--max-tokens", "1", "--device", "cpu", "--threads", "1")
+    said = CliRunner().invoke(app, ["run", path, "a", *few])
+    assert "no chat template: the prompt is continued as it stands" in said.stderr
+    chat = CliRunner().invoke(app, ["chat", path, *few], input="/exit\n")
+    assert "no chat template: llama-server uses ChatML" in chat.stderr
+    for more, why in (((), "no chat template"), (("--raw",), "both given")):
+        done = CliRunner().invoke(app, ["run", path, "a", "--system", "s", *few, *more])
+        assert done.exit_code == 2
+        assert why in done.stderr
+    with_one = write_model(tmp_path / "chatml.gguf", "{{ messages[0].content }}")
+    done = CliRunner().invoke(app, ["run", str(with_one), "a", *few])
+    assert (done.exit_code, "template" in done.stderr) == (0, False)
+
+
+def test_a_template_that_cannot_be_read(tmp_path: Path) -> None:
+    """The server gives up, and the cause is named; the template is shown all the same."""
+    path = write_model(tmp_path / "broken.gguf", "{% for one in %}")
+    done = CliRunner().invoke(app, ["show", str(path), "--template"])
+    assert "{% for one in %}" in done.stdout
+    assert "cannot read the chat template in the file" in done.stderr
+
+
 # Written by hand after the families' descriptions of their formats. Gemma has no system role: the
 # text goes before that of the first user (ai.google.dev/gemma/docs/core/prompt-structure). Qwen's
 # is ChatML (qwen.readthedocs.io). Llama's has headers, a blank line and an end-of-turn mark, and a

@@ -51,6 +51,11 @@ def opened(
         yield loaded
 
 
+def has_template(model: TextModel) -> bool:
+    """Whether the model's file says how a conversation is written."""
+    return bool(model.info.model.chat_template)
+
+
 def timings_line(usage: Usage | None, timings: Timings | None) -> str:
     """One line about how fast it went: `16 tokens, 118.2 tok/s; first token after 48 ms; …`."""
     if usage is None or timings is None:

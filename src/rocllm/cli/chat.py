@@ -8,7 +8,7 @@ import sys
 import typer
 
 from rocllm.cli import _arguments as arguments
-from rocllm.cli._session import chosen, note, opened, say, timings_line
+from rocllm.cli._session import chosen, has_template, note, opened, say, timings_line
 from rocllm.cli._terminal import for_stream, one_line, visible
 from rocllm.errors import RequestError, ServerError
 from rocllm.options import LoadOptions, SamplingOptions
@@ -65,6 +65,8 @@ def chat(
     sampling = chosen(SamplingOptions, ctx.params)
     with opened(model, load, quiet=quiet, backend=backend) as loaded:
         if not quiet:
+            if not has_template(loaded):
+                note("the model has no chat template: llama-server uses ChatML")
             note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands")
         _Conversation(loaded, sampling, system, quiet=quiet, raw=raw_output).run()
 

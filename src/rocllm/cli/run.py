@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rocllm.cli import _arguments as arguments
-from rocllm.cli._session import chosen, note, opened, say, timings_line
+from rocllm.cli._session import chosen, has_template, note, opened, say, timings_line
 from rocllm.cli._terminal import escaped_json
 from rocllm.client import TokenStream
 from rocllm.errors import OptionsError
@@ -81,10 +81,18 @@ def run(
     port: arguments.Port = None,
 ) -> None:
     """Load the model, print the answer as it comes, then a line of timings."""
+    if raw and system is not None:
+        raise OptionsError(
+            "--system and --raw are both given",
+            why="a system message has its place in the chat template, which --raw leaves out",
+            remedy="give one of them, or put the text into the prompt",
+        )
     load = chosen(LoadOptions, ctx.params)
     sampling = chosen(SamplingOptions, ctx.params)
     text = _prompt(prompt)
     with opened(model, load, quiet=quiet or json_output, backend=backend) as loaded:
+        if not raw and not has_template(loaded):
+            _without_template(system, quiet=quiet or json_output)
         with _stream(loaded, text, system, raw, sampling) as stream:
             if json_output:
                 answer = _as_json(loaded, stream.read())
@@ -101,10 +109,22 @@ def run(
 def _stream(
     model: TextModel, prompt: str, system: str | None, raw: bool, sampling: SamplingOptions
 ) -> TokenStream:
-    if raw or not model.info.model.chat_template:
+    if raw or not has_template(model):
         return model.generate(prompt, sampling=sampling)
     messages = [Message("system", system)] if system is not None else []
     return model.chat([*messages, Message("user", prompt)], sampling=sampling)
+
+
+def _without_template(system: str | None, *, quiet: bool) -> None:
+    if system is not None:
+        raise OptionsError(
+            "--system, but the model has no chat template",
+            why="without one there is no place for a system message: the prompt is continued as "
+            "it stands",
+            remedy="put the text into the prompt, or use `rocllm chat`",
+        )
+    if not quiet:
+        note("the model has no chat template: the prompt is continued as it stands")
 
 
 def _prompt(argument: str | None) -> str:

@@ -60,6 +60,15 @@ FILE = (
         "the system does not let the server read the file",
         "check its permissions, and the disk (dmesg) if those are right",
     ),
+    rule(
+        "bad_template",
+        "srv          init: init: chat template parsing error: std::exception",
+        r"chat template parsing error|failed to initialize chat template",
+        ModelFileError,
+        "this llama.cpp cannot read the chat template in the file",
+        "use a newer llama-server, or fetch the model again: `rocllm show FILE --template` prints "
+        "its template",
+    ),
     # Not every file system can map files into memory: some of FUSE and of network shares cannot.
     rule(
         "mmap_failed",
