@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rocllm.backends import LoadedInfo
+    from rocllm.catalog import DiscoveredModel, discover_models
     from rocllm.client import AsyncTokenStream, TokenStream
     from rocllm.devices import Device, DeviceSample, VramInfo, discover_devices, monitor, vram_info
     from rocllm.endpoint import Endpoint
@@ -54,6 +55,7 @@ __all__ = [
     "Completion",
     "Device",
     "DeviceSample",
+    "DiscoveredModel",
     "Endpoint",
     "LoadOptions",
     "LoadedInfo",
@@ -71,6 +73,7 @@ __all__ = [
     "Usage",
     "VramInfo",
     "discover_devices",
+    "discover_models",
     "load_model",
     "load_model_async",
     "monitor",
@@ -89,6 +92,7 @@ _HOME = {
     "Completion": "results",
     "Device": "devices",
     "DeviceSample": "devices",
+    "DiscoveredModel": "catalog",
     "Endpoint": "endpoint",
     "LoadOptions": "options",
     "LoadedInfo": "backends",
@@ -106,6 +110,7 @@ _HOME = {
     "Usage": "results",
     "VramInfo": "devices",
     "discover_devices": "devices",
+    "discover_models": "catalog",
     "load_model": "text",
     "load_model_async": "text",
     "monitor": "devices",

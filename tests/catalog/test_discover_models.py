@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+import rocllm
 from rocllm.catalog import DiscoveredModel, discover, discover_models, resolve_model, sources
 from rocllm.errors import ModelNotFound
 from rocllm.testing.gguf_writer import Typed, write_gguf
@@ -81,6 +82,10 @@ def test_order_of_the_stores(
         *("folder", "folder", "folder", "rocllm", "huggingface", "llama.cpp", "lmstudio")
     ]
     assert all(resolve_model(name, environ).stem == name for name in list(places)[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        assert rocllm.discover_models(folders=[tmp_path / "given"]) == found
 
 
 def test_hugging_face_cache(

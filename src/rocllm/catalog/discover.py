@@ -64,19 +64,21 @@ class _Known:
 
 
 def discover_models(
-    environ: Mapping[str, str], folders: Sequence[str | os.PathLike[str]] = ()
+    environ: Mapping[str, str] | None = None, folders: Sequence[str | os.PathLike[str]] = ()
 ) -> tuple[DiscoveredModel, ...]:
     """Every model file in the user's folders and in the stores of programs he has.
 
-    environ: where these are (`ROCM_MODEL_DIR`, `HF_HOME`, `OLLAMA_MODELS`, …), and the index.
+    environ: where these are (`ROCM_MODEL_DIR`, `HF_HOME`, `OLLAMA_MODELS`, …), and the index;
+        `None`: this process's environment.
     folders: further folders, or files, which come first.
 
     What cannot be read is listed with the reason in `problem`. A file that is found twice is listed
     once, with all its names. Raises nothing because of what is in these places.
 
-    >>> [model.name for model in discover_models(os.environ)]  # doctest: +SKIP
+    >>> [model.name for model in discover_models()]  # doctest: +SKIP
     ['Qwen3-8B-Q4_K_M', 'llama3.2:3b']
     """
+    environ = os.environ if environ is None else environ
     index = Index(env.cache_dir(environ) / "models.json")
     found = _merge(find_files(environ, [Path(folder) for folder in folders]))
     known = [entry for file in found if (entry := _look_at(file, index)) is not None]
