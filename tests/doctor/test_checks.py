@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rocllm.devices import Choice, Machine, choose_devices, discover_devices
+from rocllm.devices._access import Access
 from rocllm.devices._sysfs import read_file
 from rocllm.doctor import CHECKS, Finding, State, User, examine, run_checks
 from rocllm.doctor.types import Engine, EngineFiles, Facts, GfxTargets, Missing, RocmInstall
@@ -366,6 +367,18 @@ def test_integrated_gpu_with_little_memory(tmp_path: Path, release: str, remedy:
     assert memory.state == "warn"
     assert "512 MiB of 30.5 GiB system memory" in memory.evidence
     assert remedy in str(memory.remedy)
+
+
+def test_memory_of_the_card_that_would_be_used(tmp_path: Path) -> None:
+    """Though no GPU may be opened, the integrated one beside the card is none to care for."""
+    root = write_tree(tmp_path, DESKTOP)
+    machine = discover_devices(root, {}, access=lambda _: Access("refused", "render"))
+    here = Facts(machine=machine, choice=choose_devices(machine), environ={})
+    assert here.choice.devices == ()
+    memory = by_id(run_checks(here))["gpu-memory"]
+
+    assert memory.state == "ok"
+    assert memory.evidence.startswith("0000:03:00.0: 12.0 GiB")
 
 
 def test_limit_of_gtt_is_compared(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def check_gpu_memory(facts: Facts) -> Verdict:
     """An APU takes the memory that the kernel lets it have."""
     chosen = facts.choice.devices or facts.machine.devices
     integrated = [device for device in chosen if device.integrated and device.usable_memory]
-    if not integrated:
+    # Where none is chosen, it would be the discrete one.
+    if not integrated or any(device.integrated is False for device in chosen):
         sizes = _sizes(chosen)
         return ok(sizes) if sizes else unknown("KFD does not tell" if chosen else no_gpu(facts))
     device, kernel = integrated[0], facts.kernel or Kernel()
