@@ -143,7 +143,7 @@ def test_server_that_does_not_start(tmp_path: Path, elf: Callable[..., bytes]) -
 def test_fix_asks_at_a_terminal(tmp_path: Path, answer: str, done: bool) -> None:
     """The command is shown first; only a yes runs it."""
     mark = tmp_path / "mark"
-    code = f"from rocllm.cli.doctor import _offer; _offer('touch {mark}', 'log in again')"
+    code = f"from rocllm.cli.doctor import _offer; _offer('touch {mark}', 'touch it, then log in')"
     ours, theirs = pty.openpty()
     child = subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stderr=subprocess.PIPE)
     try:
@@ -156,7 +156,7 @@ def test_fix_asks_at_a_terminal(tmp_path: Path, answer: str, done: bool) -> None
 
     assert said.startswith(f"fix: touch {mark}\n")
     assert mark.exists() is done
-    assert ("log in again" in said) is done
+    assert ("done; now log in\n" in said) is done
 
 
 def test_fix_runs_nothing_without_a_terminal(tmp_path: Path) -> None:

@@ -211,5 +211,8 @@ def _offer(command: str, remedy: str | None) -> None:
     except OSError as exc:
         typer.echo(f"  not run: {exc}", err=True)
         return
-    done = f"  done; {remedy}" if status == 0 else f"  it ended with exit status {status}"
-    typer.echo(done, err=True)
+    if status:
+        typer.echo(f"  it ended with exit status {status}", err=True)
+        return
+    still = (remedy or "").partition(", then ")[2]  # what the command has not done
+    typer.echo(f"  done; now {still}" if still else "  done", err=True)
