@@ -26,7 +26,11 @@ def child() -> Iterator[Child]:
 
     def start(*arguments: str | bytes) -> int:
         started.append(subprocess.Popen([sys.executable, "-S", "-c", _WAIT, *arguments]))
-        return started[-1].pid
+        pid, deadline = started[-1].pid, time.monotonic() + 10
+        # While it is still in execve, it has no arguments.
+        while not Path(f"/proc/{pid}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+        return pid
 
     yield start
     for process in started:
