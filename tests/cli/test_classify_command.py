@@ -200,7 +200,7 @@ def test_csv_and_lines(engine: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_labels_and_template_from_files(engine: tuple[str, ...], tmp_path: Path) -> None:
     """They say the same as those on the command line."""
-    (tmp_path / "labels").write_text("positive\n\nnegative\n neutral\n")
+    (tmp_path / "labels").write_bytes(b"\xef\xbb\xbfpositive\r\n\r\nnegative\r\n neutral\r\n")
     (tmp_path / "template").write_text(TEMPLATE + "\n")
     model, *options = engine
     files = ("--labels-file", tmp_path / "labels", "--template-file", tmp_path / "template")
@@ -214,6 +214,8 @@ def test_what_cannot_be_meant(engine: tuple[str, ...], tmp_path: Path) -> None:
     """Said with exit code 2 before a model is loaded, in words; nothing is written."""
     table, labelled = tmp_path / "t.csv", tmp_path / "l.jsonl"
     table.write_text("id,text\n1,one\n")
+    lines = tmp_path / "t.txt"
+    lines.write_text("one\n")
     labelled.write_text('{"text": "x", "label": "y"}\n')
     (tmp_path / "empty.csv").touch()
     (tmp_path / "header.csv").write_text("id,text\n")
@@ -222,6 +224,10 @@ def test_what_cannot_be_meant(engine: tuple[str, ...], tmp_path: Path) -> None:
         ("has no field", (table, *LABELS, "--template", "Sentiment:")),
         ("no column 'review'", (table, *LABELS, "--template", "{review}")),
         ("the columns are: id, text", (table, *LABELS, "--template", "{review}")),
+        ("the columns are: text", (lines, *LABELS, "--template", "{review}")),
+        ("the template '' has no field", (table, *LABELS, "--template", "")),
+        ("--system without --chat", (table, *LABELS, "--system", "Be brief.")),
+        ("--rejects must be a file", (table, *LABELS, "--rejects", "-")),
         ("there are no labels", (table,)),
         ("the only label is 'a'", (table, "--labels", "a")),
         ("'a' is given twice", (table, "--labels", "a,b,a")),

@@ -161,7 +161,7 @@ def test_another_job_or_input_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path, "jsonl")
     run()
     before = run.files
-    with pytest.raises(OptionsError, match="begun with another template"):
+    with pytest.raises(OptionsError, match=r"begun with template '\{text\}', not '\{other\}'"):
         run({**JOB, "template": "{other}"})
     run.data = b'{"text": "another"}\n'
     with pytest.raises(OptionsError, match="is not the output of this input"):
@@ -191,6 +191,20 @@ def test_a_csv_output_with_other_columns_is_refused(tmp_path: Path) -> None:
     run.data = run.data.replace(b"text,n", b"text,m")
     with pytest.raises(OptionsError, match="columns are not those"):
         run()
+
+
+def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
+    """The rows of the first are left alone; when it has ended the second may go on."""
+    run = Run(tmp_path, "lines", b"one\ntwo\nthree\n")
+    assert run(stop_after=1) == 1
+    before = run.out.read_bytes()
+    rows = Rows(io.BytesIO(run.data), run.kind, "utf-8")
+    records = Records(rows, ("a", "b"), "")
+    with Ledger(records, io.BytesIO(), run.out, run.bad, JOB, overwrite=False):
+        with pytest.raises(OptionsError, match="out is being written by another run"):
+            run()
+        assert run.out.read_bytes() == before
+    assert run() == 2
 
 
 def test_names_that_clash(tmp_path: Path) -> None:

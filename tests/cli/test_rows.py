@@ -54,6 +54,28 @@ def test_csv() -> None:
     assert rows[-1].end == len(data)
 
 
+@pytest.mark.parametrize("rest", ["", '6,"six"\n', '6,"six\nand more"\n7,seven'])
+def test_a_quote_that_is_never_closed_costs_its_own_row(rest: str) -> None:
+    """Those behind it are rows, whatever they hold; the bad one is kept as it was written."""
+    data = f'id,text\n1,"one"\n2,"two\n3,three\n\n4,x,y\n5,five\n{rest}'.encode()
+    rows = read(data, "csv")
+    assert [(row.line, row.source) for row in rows[:5]] == [
+        (2, ["1", "one"]),
+        (3, '2,"two'),
+        (4, ["3", "three"]),
+        (6, ["4", "x", "y"]),
+        (7, ["5", "five"]),
+    ]
+    assert [bool(row.error) for row in rows[:5]] == [False, True, False, True, False]
+    assert [row.source for row in rows[5:]] == [
+        row.source for row in read(b"a,b\n" + rest.encode(), "csv")
+    ]
+    ends = [row.end for row in rows]
+    assert ends == sorted(ends)
+    assert ends[:2] == [len(b'id,text\n1,"one"\n'), len(b'id,text\n1,"one"\n2,"two\n')]
+    assert ends[-1] == len(data)
+
+
 def test_tabs_and_other_delimiters() -> None:
     """Whatever separates the cells."""
     assert dict(read(b"a\tb\n1,5\t2\n", "csv", delimiter="\t")[0].values) == {"a": "1,5", "b": "2"}

@@ -8,6 +8,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
@@ -90,8 +91,9 @@ def classify_rows(
 class Bar:
     """A progress bar on a terminal, with rate and time left; bad rows are told above it."""
 
-    def __init__(self, source: BinaryIO, *, quiet: bool) -> None:
+    def __init__(self, source: BinaryIO, rejects: Path | None, *, quiet: bool) -> None:
         self._console = Console(stderr=True)
+        self._rejects = rejects
         self._quiet = quiet
         self._progress: Progress | None = None
         if self._console.is_terminal and not quiet:
@@ -148,7 +150,8 @@ class Bar:
                 f"line {row.line}: {one_line(error)}", markup=False, highlight=False, soft_wrap=True
             )
         elif self._told == _TOLD + 1:
-            self._console.print("more bad rows are not told here")
+            where = f"are in {self._rejects}" if self._rejects else "are kept with --rejects FILE"
+            self._console.print(f"more bad rows {where}", markup=False, soft_wrap=True)
 
 
 def _size(source: BinaryIO) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import itertools
 import json
@@ -143,6 +144,9 @@ class Ledger:
             if overwrite:
                 path.unlink(missing_ok=True)
         self._check(job)
+        if output is not None:
+            self._out = self._open.enter_context(_writable(output))
+            self._lock(output)
 
     @property
     def done(self) -> int:
@@ -243,14 +247,33 @@ class Ledger:
             before = json.loads(note.read_text()) if note is not None else None
         if before == job:
             return
-        changed = [] if before is None else [name for name in job if before.get(name) != job[name]]
+        before = before if isinstance(before, dict) else {}
+        changed = [
+            f"{name} {before.get(name)!r:.80}, not {job[name]!r:.80}"
+            for name in job
+            if before and before.get(name) != job[name]
+        ]
         raise OptionsError(
             f"{there} is there already",
-            why=f"it was begun with another {' and another '.join(changed)}"
+            why=f"it was begun with {'; '.join(changed)}"
             if changed
             else "there is nothing beside it that says what it was made of",
             remedy="give another name, or --overwrite to begin anew",
         )
+
+    def _lock(self, output: Path) -> None:
+        """Rows of two runs must not be mixed. The lock ends with the process, however it ends."""
+        try:
+            fcntl.flock(self._out.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            self._open.close()
+            raise OptionsError(
+                f"{output} is being written by another run",
+                why="two runs would each write every row",
+                remedy="wait for it or end it, or give another --output",
+            ) from exc
+        except OSError:
+            pass  # a file system without locks
 
     def _pass_head(self, done: _Reader) -> None:
         head = self._records.head()
@@ -270,7 +293,6 @@ class Ledger:
         if self._rejects_path is not None and self._rejects_path.exists():
             os.truncate(self._rejects_path, bad_end)
         if self._output_path is not None:
-            self._out = self._open.enter_context(_writable(self._output_path))
             self._out.truncate(out_end)
         if not out_end:
             self._append(self._out, self._records.head())

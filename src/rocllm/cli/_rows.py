@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import string
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -23,8 +24,9 @@ TEXT = "text"
 class Row:
     """One row of the input.
 
-    line: where it begins, from 1 on. source: the text or the cells as they were read. values: by
-    field. error: what is wrong with it; then there are no values. end: bytes up to its end.
+    line: where it begins, from 1 on. source: the cells of a table's row; the line as it was read of
+    any other, and where the cells cannot be told apart. values: by field. error: what is wrong with
+    it; then there are no values. end: bytes up to its end.
     """
 
     line: int
@@ -140,6 +142,7 @@ class Rows:
         csv.field_size_limit(_MAX_LINE)
         reader = csv.reader(self._lines, delimiter=self.delimiter, strict=True)
         while True:
+            self._lines.begin_row()
             line = self._lines.number + 1
             cells: list[str] = []
             error: str | None = None
@@ -148,7 +151,13 @@ class Rows:
             except StopIteration:
                 return
             except csv.Error as exc:
-                error = f"it is not CSV: {exc}"
+                # A quote that nobody closed must not take the rows behind it along.
+                text = self._lines.keep_first()
+                reader = csv.reader(self._lines, delimiter=self.delimiter, strict=True)
+                error = self._lines.take_error() or f"it is not CSV: {exc}"
+                if self.header:
+                    yield Row(line, text.rstrip("\r\n"), self._lines.position, {}, error)
+                    continue
             if not cells and error is None:
                 continue
             error = self._lines.take_error() or error or _undecoded(*cells)
@@ -173,15 +182,22 @@ class Rows:
 
 
 class _Lines:
-    """The lines of a text, with where they are; one that is too long comes as nothing."""
+    """The lines of a text, with where they are; one that is too long comes as nothing.
+
+    Those of a row of CSV can be taken back, to be read again as rows of their own.
+    """
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self.number = 0
         self.position = 0
+        # What is wrong with a line of this row.
         self._error: str | None = None
         # Without the mark, which is there once only.
         self._encoding = text.encoding.removesuffix("-sig")
+        # Each with the bytes that it takes and what is wrong with it: of this row, and taken back.
+        self._row: list[tuple[str, int, str | None]] | None = None
+        self._again: deque[tuple[str, int, str | None]] = deque()
 
     def __iter__(self) -> _Lines:
         return self
@@ -193,22 +209,46 @@ class _Lines:
         return line
 
     def next(self) -> str | None:
-        line = self._chunk()
+        found = self._again.popleft() if self._again else self._read()
+        line, size, error = found
         if not line:
             return None
         self.number += 1
-        if len(line) == _MAX_LINE and not line.endswith("\n"):
-            self._error = f"it has more than {_MAX_LINE} characters"
-            line = "…\n"
-            while (rest := self._chunk()) and not rest.endswith("\n"):
-                pass
+        self.position += size
+        self._error = self._error or error
+        if self._row is not None:
+            self._row.append(found)
         return line
+
+    def begin_row(self) -> None:
+        """From here on the lines can be taken back."""
+        self._row = []
+
+    def keep_first(self) -> str:
+        """Take all lines of the row back but the first; that one."""
+        assert self._row
+        first, *rest = self._row
+        self._again.extendleft(reversed(rest))
+        self.number -= len(rest)
+        self.position -= sum(size for _, size, _ in rest)
+        self._error = first[2]
+        return first[0]
 
     def take_error(self) -> str | None:
         error, self._error = self._error, None
         return error
 
-    def _chunk(self) -> str:
+    def _read(self) -> tuple[str, int, str | None]:
+        line, size = self._chunk()
+        if len(line) < _MAX_LINE or line.endswith("\n"):
+            return line, size, None
+        while True:
+            rest, more = self._chunk()
+            size += more
+            if not rest or rest.endswith("\n"):
+                return "…\n", size, f"it has more than {_MAX_LINE} characters"
+
+    def _chunk(self) -> tuple[str, int]:
         try:
             chunk = self._text.readline(_MAX_LINE)
         except UnicodeError as exc:
@@ -216,8 +256,7 @@ class _Lines:
                 f"line {self.number + 1} and what follows cannot be read: {exc}",
                 remedy="give the file's encoding: --encoding",
             ) from exc
-        self.position += len(chunk.encode(self._encoding, "surrogateescape"))
-        return chunk
+        return chunk, len(chunk.encode(self._encoding, "surrogateescape"))
 
 
 def _object(text: str) -> tuple[dict[str, Any], str | None]:

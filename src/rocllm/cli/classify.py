@@ -17,7 +17,7 @@ from rocllm.catalog import resolve_model
 from rocllm.cli import _arguments as arguments
 from rocllm.cli._classifying import Bar, Task, classify_rows
 from rocllm.cli._ledger import Ledger, Records
-from rocllm.cli._rows import Format, Row, Rows, Template
+from rocllm.cli._rows import TEXT, Format, Row, Rows, Template
 from rocllm.cli._session import chosen, note, opened
 from rocllm.cli.pull import pull_demo
 from rocllm.errors import OptionsError
@@ -41,6 +41,7 @@ _KINDS: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+_STDIN = "-"
 _FORMATS: tuple[Format, ...] = ("jsonl", "csv", "lines")
 
 
@@ -115,13 +116,20 @@ def classify(
 ) -> None:
     """Read, check and resume before the model is loaded, then classify."""
     load = chosen(LoadOptions, ctx.params)
-    wanted = Template(_text_of("template", template, template_file) or "{text}")
+    text = _text_of("template", template, template_file)
+    wanted = Template("{text}" if text is None else text)
     prefix = label_prefix
     if prefix is None:
         prefix = "" if chat or wanted.ends_in_space else " "
     names = checked_labels(_labels(labels, labels_file))
     texts = {name: prefix + name for name in names}
-    if output == Path("-"):
+    if system is not None and not chat:
+        raise OptionsError(
+            "--system without --chat",
+            why="only a conversation has a system message",
+            remedy="add --chat, or write it into the template",
+        )
+    if output == Path(_STDIN):
         output = None
     if rejects is None and output is not None:
         rejects = output.with_name(output.name + ".rejects.jsonl")
@@ -139,13 +147,14 @@ def classify(
             "system message": system,
             "format": rows.kind,
             "field prefix": field_prefix,
+            "file of bad rows": rejects.name if rejects is not None else None,
         }
         ledger = stack.enter_context(
             Ledger(records, sys.stdout.buffer, output, rejects, job, overwrite=overwrite)
         )
         left = ledger.resume(itertools.chain((first,), rows))
         following = next(left, None)
-        bar = Bar(source, quiet=quiet)
+        bar = Bar(source, rejects, quiet=quiet)
         if following is not None:
             if ledger.done and not quiet:
                 note(f"{ledger.done:,} rows are done already")
@@ -172,8 +181,9 @@ def _text_of(name: str, text: str | None, file: Path | None) -> str | None:
     if file is None:
         return text
     try:
-        # The newline with which an editor ends a file is not part of what the user means.
-        return file.read_text("utf-8").removesuffix("\n")
+        # Neither the newline with which an editor ends a file nor the mark that Windows puts before
+        # it is part of what the user means.
+        return file.read_text("utf-8-sig").removesuffix("\n")
     except OSError as exc:
         raise OptionsError(f"{file} cannot be read: {exc.strerror}") from exc
     except UnicodeError as exc:
@@ -186,7 +196,7 @@ def _labels(labels: str | None, file: Path | None) -> list[str]:
         raise OptionsError(
             "there are no labels", remedy="give --labels a,b,c or --labels-file with one a line"
         )
-    parts = text.split(",") if file is None else text.splitlines()
+    parts = text.split("," if file is None else "\n")
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -210,7 +220,7 @@ def _delimiter(delimiter: str | None, file: str | None) -> str:
 
 @contextlib.contextmanager
 def _source(file: str | None) -> Iterator[BinaryIO]:
-    if file is None or file == "-":
+    if file in (None, _STDIN):
         if sys.stdin.isatty():
             note("reading rows from standard input; end them with Ctrl-D")
         yield sys.stdin.buffer
@@ -224,7 +234,13 @@ def _source(file: str | None) -> Iterator[BinaryIO]:
 
 
 def _check_paths(file: str | None, output: Path | None, rejects: Path | None) -> None:
-    paths = [Path(path).resolve() for path in (file, output, rejects) if path not in (None, "-")]
+    if rejects == Path(_STDIN):
+        raise OptionsError(
+            "--rejects must be a file, got '-'",
+            why="a run that goes on looks there for the bad rows that are done",
+            remedy="give it a name; bad rows are told on standard error, too",
+        )
+    paths = [Path(path).resolve() for path in (file, output, rejects) if path not in (None, _STDIN)]
     if len(set(paths)) < len(paths):
         raise OptionsError(
             "FILE, --output and --rejects must be different files",
@@ -241,12 +257,13 @@ def _first_row(rows: Rows, template: Template, records: Records) -> Row:
             "there is no row in the input",
             why="it has a header, and nothing else" if rows.header else "it is empty",
         )
-    missing = [name for name in template.fields if name not in rows.header] if rows.header else []
-    if missing:
+    columns = rows.header or [TEXT]
+    missing = [name for name in template.fields if name not in columns]
+    if missing and rows.kind != "jsonl":
         raise OptionsError(
             f"there is no column {missing[0]!r}, of which the template speaks",
-            why=f"the columns are: {', '.join(rows.header)}",
-            remedy="name a column of these, or see --delimiter",
+            why=f"the columns are: {', '.join(columns)}",
+            remedy="name a column of these, or see --format and --delimiter",
         )
     clash = records.clash(first)
     if clash is not None:
