@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from tests.bench.made import cell, report, subject
 
-from rocllm.bench import Report, write_charts
-from rocllm.bench.charts import _COLOURS, _MARKERS
+from rocllm.bench import MemoryPart, Report, write_charts
+from rocllm.bench.charts import _COLOURS, _MARKERS, _wrapped
+from rocllm.bench.report import HOST
 from rocllm.errors import BackendUnavailable
 
 SIX = report(*(subject(20.0 * 2**n, name=f"model-{n}-with-a-rather-long-name") for n in range(6)))
@@ -65,6 +66,27 @@ def test_only_what_was_measured(tmp_path: Path) -> None:
     nothing = report(subject(cells=(cell("decode", error="died"),), memory=()))
     assert write_charts(nothing, tmp_path / "none") == ()
     assert not (tmp_path / "none").exists()
+
+
+def test_memory_is_told_in_the_bars(tmp_path: Path) -> None:
+    """Sizes of the parts and of the whole; no colour in the legend that is nowhere to be seen."""
+    card = "Radeon RX 7800 XT (gfx1101)"
+    memory = (
+        MemoryPart(card, "weights", 2_400_000_000, 2_400_000_000),
+        MemoryPart(card, "output", 600_000, 600_000),
+        MemoryPart(HOST, "weights", None, 300_000_000),
+    )
+    write_charts(report(subject(cells=(), memory=memory)), tmp_path)
+    svg = (tmp_path / "memory.svg").read_text()
+    for text in ("2.2 GiB", "286 MiB", "GPU", "host", "weights", "too small to be seen: output"):
+        assert f"{text} -->" in svg
+    assert "<!-- output -->" not in svg
+
+
+def test_names_break_where_they_are_read() -> None:
+    """Between what they say, and otherwise in lines of the same length."""
+    assert _wrapped("flash attention off, cache q8_0") == "flash attention off,\ncache q8_0"
+    assert _wrapped("Mistral-Nemo-12B-Instruct-Q4_K_M") == "Mistral-Nemo-12B-\nInstruct-Q4_K_M"
 
 
 def test_lines_can_be_told_apart() -> None:

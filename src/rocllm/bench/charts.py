@@ -17,6 +17,7 @@ from rocllm.bench.report import HOST, MemoryPart, Metric, Report, Subject
 from rocllm.bench.stats import Summary
 from rocllm.bench.workloads import Kind
 from rocllm.errors import BackendUnavailable
+from rocllm.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _KINDS = ("weights", "KV cache", "state", "compute", "staging", "output")
 _KIND_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442", "#CC79A7")
+# Light text on dark colours.
+_KIND_TEXT = ("white", "#222222", "white", "#222222", "#222222", "#222222")
 _GREY = "#555555"
 _STYLE = {
     "font.family": "sans-serif",
@@ -51,6 +54,8 @@ _WIDTH, _HEIGHT, _HEADER = 7.6, 4.8, 0.92
 # Characters.
 _LEGEND_WIDTH = 26
 _SUBTITLE_WIDTH = 116
+# Shares of the longest bar: a part below is not to be seen, one above has room for its size.
+_VISIBLE, _ROOMY = 0.003, 0.11
 # Beyond this ratio of the longest to the shortest time a linear axis shows the longest only.
 _LINEAR = 15
 
@@ -160,21 +165,23 @@ def _memory(report: Report) -> Figure | None:
     longest = max(bar.total for bar in bars)
     unit, factor = ("GiB", 2**30) if longest >= 2**30 else ("MiB", 2**20)
     _draw_bars(axes, bars, factor)
+    alone = len(report.subjects) == 1
     for bar in bars:
-        text = f" {bar.total / factor:.3g} {unit}{bar.place}"
+        where = "" if alone or not bar.place else f"{bar.place}: "
+        text = f" {where}{format_bytes(bar.total)}"
         axes.text(bar.total / factor, bar.at, text, va="center", color="#222222", fontsize=9)
-    axes.set_xlim(0, longest / factor * (1.3 if bars[0].place else 1.16))
+    axes.set_xlim(0, longest / factor * (1.16 if alone or not bars[0].place else 1.3))
     axes.set_ylim(bars[-1].at + 0.7, -0.7)
     marks: dict[str, list[float]] = {}
     for bar in bars:
-        marks.setdefault(bar.label, []).append(bar.at)
+        marks.setdefault(bar.place or "host" if alone else bar.label, []).append(bar.at)
     axes.set_yticks([sum(at) / len(at) for at in marks.values()], list(marks))
     axes.tick_params(axis="y", length=0, labelcolor="#222222")
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"memory in {unit}")
     figure.legend(loc="outside lower center", ncols=len(_KINDS), handlelength=1.2)
-    _heading(figure, report, "Memory by part", _memory_note(report))
+    _heading(figure, report, "Memory by part", _memory_note(report, bars))
     return figure
 
 
@@ -188,13 +195,14 @@ def _bars(report: Report) -> Iterator[_Bar]:
         for place in own:
             parts = tuple(part for part in subject.memory if part.place == place)
             name = place if place == HOST or len(places) > 1 else "GPU"
-            yield _Bar(_wrapped(label), f" {name}" if places else "", at, parts)
+            yield _Bar(_wrapped(label), name if places else "", at, parts)
             at += 1
         at += 0.6 if own else 0
 
 
-def _memory_note(report: Report) -> str:
+def _memory_note(report: Report, bars: Sequence[_Bar]) -> str:
     notes = []
+    longest = max(bar.total for bar in bars)
     first = {cells[0] for one in report.subjects if (cells := _with_context(one))}
     if len(first) == 1:
         ((slots, ctx_size),) = first
@@ -202,7 +210,13 @@ def _memory_note(report: Report) -> str:
     parts = [part for subject in report.subjects for part in subject.memory]
     if planned := sorted({part.kind for part in parts if part.allocated is None}):
         notes.append(f"sizes as the engine reports them; {', '.join(planned)} on the host: planned")
+    if unseen := [kind for kind in _KINDS if 0 < _largest(bars, kind) < _VISIBLE * longest]:
+        notes.append(f"too small to be seen: {', '.join(unseen)}")
     return "; ".join(notes)
+
+
+def _largest(bars: Sequence[_Bar], kind: str) -> int:
+    return max(bar.size(kind) for bar in bars)
 
 
 def _with_context(subject: Subject) -> list[tuple[int, int]]:
@@ -276,21 +290,28 @@ def _draw_lines(
 
 
 def _draw_bars(axes: Axes, bars: Sequence[_Bar], factor: float) -> None:
+    longest = max(bar.total for bar in bars)
     done = [0.0] * len(bars)
-    for kind, colour in zip(_KINDS, _KIND_COLOURS, strict=True):
+    for kind, colour, dark in zip(_KINDS, _KIND_COLOURS, _KIND_TEXT, strict=True):
+        if not _largest(bars, kind):
+            continue
         sizes = [bar.size(kind) / factor for bar in bars]
-        if any(sizes):
-            axes.barh(
-                [bar.at for bar in bars],
-                sizes,
-                left=done,
-                height=0.74,
-                color=colour,
-                edgecolor="white",
-                linewidth=0.6,
-                label=kind,
-            )
-            done = [before + size for before, size in zip(done, sizes, strict=True)]
+        axes.barh(
+            [bar.at for bar in bars],
+            sizes,
+            left=done,
+            height=0.74,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.6,
+            label=kind if _largest(bars, kind) >= _VISIBLE * longest else None,
+        )
+        for bar, before, size in zip(bars, done, sizes, strict=True):
+            if bar.size(kind) >= _ROOMY * longest:
+                text = format_bytes(bar.size(kind))
+                middle = before + size / 2
+                axes.text(middle, bar.at, text, ha="center", va="center", color=dark, fontsize=8)
+        done = [before + size for before, size in zip(done, sizes, strict=True)]
 
 
 def _scale(axes: Axes, lines: Sequence[_Line]) -> str:
@@ -322,8 +343,8 @@ def _spread_note(lines: Sequence[_Line]) -> str:
 def _heading(figure: Figure, report: Report, title: str, note: str) -> None:
     labels = label_subjects(report.subjects)
     model = labels.each if len(report.subjects) == 1 else ()
-    facts = " · ".join((*model, *labels.common, report.machine.processor))
-    lines = [*textwrap.wrap(facts, _SUBTITLE_WIDTH)[:2], note]
+    facts = (*model, *labels.common, report.machine.processor)
+    lines = [*_joined(facts, _SUBTITLE_WIDTH)[:2], note]
     height = figure.get_figheight()
     left, top = 0.14 / _WIDTH, 1 - 0.14 / height
     figure.text(left, top, title, fontsize=13, fontweight="bold", va="top", color="#111111")
@@ -332,4 +353,28 @@ def _heading(figure: Figure, report: Report, title: str, note: str) -> None:
 
 
 def _wrapped(label: str) -> str:
-    return textwrap.fill(label, _LEGEND_WIDTH)
+    """In lines of about the same length, if possible each of them one thing."""
+    return "\n".join(
+        line
+        for part in label.replace(", ", ",\n").split("\n")
+        for line in _balanced(part, _LEGEND_WIDTH)
+    )
+
+
+def _balanced(text: str, width: int) -> list[str]:
+    lines = textwrap.wrap(text, width)
+    while width > 1 and len(textwrap.wrap(text, width - 1)) == len(lines):
+        width -= 1
+        lines = textwrap.wrap(text, width)
+    return lines
+
+
+def _joined(facts: Sequence[str], width: int) -> list[str]:
+    """Lines of whole facts."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + len(fact) + 3 <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines.append(fact)
+    return lines

@@ -152,7 +152,7 @@ def _single(subject: Subject) -> Summary | None:
 
 def _shortened(text: str) -> str:
     """What failed and why, in one line; the JSON has the rest, such as a server's last output."""
-    line = " ".join(" ".join(text.splitlines()[:2]).split())
+    line = " ".join("; ".join(text.splitlines()[:2]).split())
     return line if len(line) <= _LONGEST_REMARK else f"{line[: _LONGEST_REMARK - 1]}…"
 
 
