@@ -63,7 +63,7 @@ def test_what_is_missing() -> None:
     text = to_markdown(report(subject(cells=cells), interrupted=True, warnings=("it was busy",)))
     assert rows(text)[0][2] == "2 slots, tok/s"
     assert rows(text)[2][1:] == ["–", "50.0 ± 0.5", "–", "–", "–"]
-    assert "prompt of 64 tokens: the server died of a signal" in text
+    assert "prompt of 64 tokens: the server died; of a signal" in text
     assert "prompt of 99 tokens: too long" in text
     assert "interrupted" in text
     assert "It was busy." in text
