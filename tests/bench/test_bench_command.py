@@ -70,7 +70,7 @@ def test_a_regression_fails(before: Path, after: Path, percent: str, code: int) 
     """Over the given percentage the exit code is not 0, and the figures are named."""
     result = run("--compare", before, after, "--max-regression", percent)
     assert result.exit_code == code
-    assert ("worse by more than 10 %: load: load, decode: decode" in result.stderr) == bool(code)
+    assert ("worse by more than 10 %: load: load; decode: decode" in result.stderr) == bool(code)
     assert run("--compare", after, before, "--max-regression", "0").exit_code == 0
 
 

@@ -75,6 +75,17 @@ def test_a_regression_has_a_size() -> None:
     assert comparison.regressions(10.1) == ()
 
 
+def test_names_say_of_which_subject() -> None:
+    """Where there are several; of one the workload says it all."""
+    one = [subject(cells=(cell("decode", decode=99.0),), flash_attn=each) for each in ("on", "off")]
+    comparison = compare_reports(report(*one), report(*one))
+    assert [comparison.name(change) for change in comparison.changes[:1]] == [
+        "flash attention on, decode: decode"
+    ]
+    alone = compare_reports(report(one[0]), report(one[0]))
+    assert alone.name(alone.changes[0]) == "decode: decode"
+
+
 def test_few_samples_are_not_judged() -> None:
     """Two samples do not tell how much noise there is."""
     comparison = compare_reports(

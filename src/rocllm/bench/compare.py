@@ -64,6 +64,16 @@ class Comparison:
     changes: tuple[Change, ...]
     differences: tuple[str, ...]
 
+    @property
+    def several(self) -> bool:
+        """There is more than one subject, so that a workload alone does not say of which."""
+        return len({change.subject for change in self.changes}) > 1
+
+    def name(self, change: Change) -> str:
+        """What changed, in words."""
+        what = f"{change.workload}: {change.metric}"
+        return f"{change.subject}, {what}" if self.several else what
+
     def regressions(self, max_percent: float) -> tuple[Change, ...]:
         """What became worse by more than `max_percent`, beyond noise, and what was lost."""
         return tuple(

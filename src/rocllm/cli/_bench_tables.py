@@ -49,11 +49,14 @@ def print_report(console: Console, report: Report) -> None:
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """What changed, and what else is not the same."""
     table = _table("what", "before", "after", "change", "verdict")
-    several = len({change.subject for change in comparison.changes}) > 1
+    subject = None
     for change in comparison.changes:
+        if comparison.several and change.subject != subject:
+            subject = change.subject
+            table.add_row(Text(subject, "bold"))
         what = f"{change.workload}: {change.metric}"
         table.add_row(
-            Text(f"{change.subject}, {what}" if several else what),
+            Text(f"  {what}" if comparison.several else what),
             _figure(change, before=True),
             _figure(change, before=False),
             f"{change.percent:+.1f} %" if change.new else "–",
@@ -62,7 +65,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table)
     for change in comparison.changes:
         if change.why:
-            console.print(Text(f"{change.workload}: {change.why}"))
+            console.print(Text(f"{comparison.name(change)}: {change.why}"))
     for difference in comparison.differences:
         console.print(Text(difference))
 

@@ -315,7 +315,7 @@ def _judge(comparison: Comparison, max_regression: float | None) -> None:
         typer.echo(f"{len(unknown)} figures have too few samples to be judged", err=True)
     worse = comparison.regressions(max_regression)
     if worse:
-        figures = ", ".join(f"{one.workload}: {one.metric}" for one in worse)
+        figures = "; ".join(comparison.name(one) for one in worse)
         typer.echo(f"worse by more than {max_regression:g} %: {figures}", err=True)
         _leave(_REGRESSED)
 
