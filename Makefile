@@ -49,10 +49,10 @@ check: $(VENV)/.has-embedded-dev
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_layers.py tests/test_public_names.py
 
+# All takes about a quarter of an hour on two cores; ARGS='decode startup' for some of them.
 bench: $(VENV)/.has-embedded-dev-bench
-	@for script in $(filter-out benchmarks/planner.py,$(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; \
-	done
+	@$(RUN) rocllm pull demo
+	@$(VENV)/bin/python benchmarks/all.py $(ARGS)
 
 # How well memory is predicted; with `make native` before it, on a second device too.
 bench-planner: $(VENV)/.has-embedded-dev-bench

@@ -1,9 +1,10 @@
 """What several callers get together: tokens a second through rocllm and through a bare client.
 
-    python benchmarks/batch.py [--model demo] [--callers 4 8] [--tokens 64] [--rounds 5]
+    python benchmarks/batch.py [--model demo] [--callers 4 8] [--tokens 32] [--rounds 9]
 
-As many slots as callers. In a round each contender answers the same prompts, greedily, in an order
-that changes; the rate is all tokens over the time from the first request to the last answer:
+As many slots as callers. In a round each contender answers prompts of the same length, greedily, in
+an order that changes; no prompt comes twice, so that none is in a slot already. The rate is all
+tokens over the time from the first request to the last answer:
 
 ceiling          a thread for each caller, a socket for each answer, bytes read to the end of it;
                  of these only the last event is decoded
@@ -26,10 +27,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import rocllm
+from figures import Figure, tell
 
 WANTED = 0.98
 # Answers of each caller in a round.
-_ANSWERS = 3
+_ANSWERS = 2
 _DEADLINE = 300.0
 
 Contender = Callable[[rocllm.TextModel, Sequence[str], int, int], int]
@@ -40,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo", help="a path, or a name")
     parser.add_argument("--callers", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=9, help="of which the median counts")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--llama-server", help="path, or embedded")
     arguments = parser.parse_args()
@@ -54,7 +56,7 @@ def main() -> None:
             llama_server=arguments.llama_server,
         ) as model:
             print(f"{callers} callers; {model.info.engine}, {model.info.path.name}")
-            _print(_measure(model, callers, arguments.tokens, arguments.rounds))
+            _print(callers, _measure(model, callers, arguments.tokens, arguments.rounds))
 
 
 def _measure(
@@ -67,26 +69,36 @@ def _measure(
     }
     names = list(contenders)
     rates: dict[str, list[float]] = {name: [] for name in names}
+    wanted = callers * _ANSWERS * tokens
     for number in range(-1, rounds):
-        prompts = [f"{number}.{each}: Once upon a time" for each in range(callers * _ANSWERS)]
-        counts = set()
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for place, name in enumerate(names[number % 3 :] + names[: number % 3]):
+            # Three digits each: all prompts have the same number of tokens.
+            first = 100 + 3 * (number + 1) + place
+            prompts = [f"{first}.{100 + n}: Once upon a time" for n in range(callers * _ANSWERS)]
             started = time.monotonic()
             count = contenders[name](model, prompts, callers, tokens)
             if number >= 0:  # the first one warms up
                 rates[name].append(count / (time.monotonic() - started))
-            counts.add(count)
-        if len(counts) != 1:
-            raise RuntimeError(f"the contenders got different numbers of tokens: {counts}")
+            if count < 0.9 * wanted:
+                raise RuntimeError(f"{name} got {count} tokens instead of {wanted}")
     return rates
 
 
-def _print(rates: dict[str, list[float]]) -> None:
+def _print(callers: int, rates: dict[str, list[float]]) -> None:
     print(f"{'':16}{'tok/s, median':>14}{'over the ceiling, median and span':>36}")
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    ratios = {}
     for name, found in rates.items():
-        ratios = [rate / best for rate, best in zip(found, rates["ceiling"], strict=True)]
-        span = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        print(f"{name:16}{statistics.median(found):14.1f}{span:>36}")
+        # Of each round by itself: all sides had the same neighbours.
+        each = [rate / best for rate, best in zip(found, rates["ceiling"], strict=True)]
+        ratios[name] = statistics.median(each)
+        span = f"{ratios[name]:.3f} ({min(each):.3f} to {max(each):.3f})"
+        print(f"{name:16}{middle[name]:14.1f}{span:>36}")
+    ceiling = f"{middle['ceiling']:.1f} tok/s"
+    for name, what in (("threads", "generate in threads"), ("batch_generate", "batch_generate")):
+        mine = f"{middle[name]:.1f} tok/s"
+        title = f"{callers} callers, {what}, over the ceiling"
+        tell(Figure(title, mine, ceiling, ratios[name], least=WANTED))
 
 
 def _threads(model: rocllm.TextModel, prompts: Sequence[str], callers: int, tokens: int) -> int:

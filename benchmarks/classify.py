@@ -8,11 +8,14 @@ rates are of the whole. Compared with `TextModel.classify`:
 hand-written, a request each   two `http.client` connections a slot, one prompt a request, the label
                                recipe (a common bias on the labels, `top_k`, probabilities after)
 hand-written, arrays           two connections, as many prompts a request as there are slots
-one after another              one connection, and the likeliest token instead of probabilities
+one after another              one connection, and the likeliest token instead of probabilities; a
+                               tenth of the prompts
 
 All get the same prompts, each at another time, and all prompts have the same beginning. `passes`
 and `tokens` are what the server computed (`llamacpp:n_decode_total`, `prompt_tokens_total`): on a
-GPU the passes decide, on a CPU the tokens.
+GPU the passes decide, on a CPU the tokens. Ratios are medians of those of the parts.
+
+With --command the same prompts go through `rocllm classify`, too, model load and all.
 
 Wanted: rocllm at 0.95 or more of the better hand-written one. On a busy machine read ratios only.
 """
@@ -26,21 +29,23 @@ import os
 import queue
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import rocllm
+from figures import Figure, tell
 
 WANTED = 0.95
 LABELS = {"positive": " positive", "negative": " negative"}
-# Words for the reviews: 16 tokens and more that no two prompts share.
+# Words for the reviews; no two prompts share more than the head.
 _THINGS = ("film", "plot", "cast", "music", "ending", "script", "camera", "story", "dialogue")
 _MOODS = ("wonderful", "terrible", "boring", "brilliant", "clumsy", "moving", "flat", "lovely")
 _HEAD = (
@@ -49,7 +54,9 @@ _HEAD = (
     "Review: Two hours of my life that nobody will give back to me.\nSentiment: negative\n"
 )
 # Parts into which the prompts are cut, so that a busy minute hits all contenders.
-_PARTS = 8
+_PARTS = 10
+# Of the prompts of a part, one in so many goes through the loop, which takes turns like the others.
+_SEQUENTIAL = 10
 # A connection carries 100 requests, then the server closes it.
 _REQUESTS = 95
 _DEADLINE = 300.0
@@ -66,11 +73,16 @@ class Score:
     passes: int = 0
     tokens: int = 0
     prompts: int = 0
+    rates: list[float] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Prompts a second."""
+        """Prompts a second, in all."""
         return self.prompts / self.seconds
+
+    def over(self, other: Score) -> float:
+        """How many times the rate of another one; each part by itself had the same neighbours."""
+        return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
 
 
 def main() -> None:
@@ -82,6 +94,7 @@ def main() -> None:
     parser.add_argument("--ctx-size", type=int, default=512, help="tokens of a slot")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--llama-server", help="path, or embedded")
+    parser.add_argument("--command", action="store_true", help="time rocllm classify, too")
     arguments = parser.parse_args()
     prompts = [_prompt(number) for number in range(arguments.prompts)]
     contenders: dict[str, Contender] = {
@@ -102,14 +115,13 @@ def main() -> None:
         _ours(model, prompts[: 2 * arguments.parallel])  # warms up, and fills every slot
         scores = _measure(model, contenders, prompts)
     _print(scores)
-    _command(arguments, prompts)
+    if arguments.command:
+        _command(arguments, prompts)
 
 
 def _prompt(number: int) -> str:
-    thing, other = _THINGS[number % 9], _THINGS[number // 9 % 9]
-    mood, second = _MOODS[number % 8], _MOODS[number // 8 % 8]
     # The number first: no two prompts share more than the head, in whatever slot they come.
-    text = f"{number * 7919 % 100_003}: the {thing} was {mood}, the {other} {second}."
+    text = f"{number * 7 % 10_000:04}: {_MOODS[number % 8]} {_THINGS[number // 8 % 9]}."
     return f"{_HEAD}Review: {text}\nSentiment:"
 
 
@@ -120,22 +132,27 @@ def _measure(
     answers: dict[str, dict[str, str]] = {name: {} for name in contenders}
     names = list(contenders)
     for part in range(_PARTS):
-        for place, name in enumerate(names[part % len(names) :] + names[: part % len(names)]):
+        for name in names[part % len(names) :] + names[: part % len(names)]:
             # Never what the one before had: its last prompts are still in the slots.
-            chunk = prompts[(part + 2 * place) % _PARTS :: _PARTS]
+            chunk = prompts[(part + 3 * names.index(name)) % _PARTS :: _PARTS]
+            if name == names[-1]:
+                chunk = chunk[::_SEQUENTIAL]
             score, before = scores[name], _counts(model)
             cpu, started = time.process_time(), time.monotonic()
             labels = contenders[name](model, chunk)
-            score.seconds += time.monotonic() - started
+            seconds = time.monotonic() - started
+            score.seconds += seconds
+            score.rates.append(len(chunk) / seconds)
             score.cpu += time.process_time() - cpu
             after = _counts(model)
             score.passes += after[0] - before[0]
             score.tokens += after[1] - before[1]
             score.prompts += len(chunk)
             answers[name] |= dict(zip(chunk, labels, strict=True))
-    for prompt in set.intersection(*(set(found) for found in answers.values())):
-        if len({answers[name][prompt] for name in names[:-1]}) != 1:
-            raise RuntimeError(f"the contenders do not agree on the label of {prompt!r}")
+    # Two labels may be so close that it matters which prompts shared a pass.
+    differ = [p for p in prompts if len({answers[name][p] for name in names[:-1]}) != 1]
+    if len(differ) > len(prompts) // 100:
+        raise RuntimeError(f"the contenders do not agree on the label of {differ[0]!r}")
     return scores
 
 
@@ -241,10 +258,19 @@ def _print(scores: dict[str, Score]) -> None:
     print(f"{'':30}{heads[0]:>10}{heads[1]:>14}{heads[2]:>8}{heads[3]:>8}{heads[4]:>12}")
     for name, score in scores.items():
         cpu = f"{score.cpu / score.prompts * 1e6:.0f} µs"
-        row = f"{name:30}{score.rate:10.1f}{ours.rate / score.rate:13.2f}x"
+        row = f"{name:30}{score.rate:10.1f}{ours.over(score):13.3f}x"
         print(f"{row}{score.passes:8}{score.tokens:8}{cpu:>12}")
-    best = max(score.rate for name, score in scores.items() if name.startswith("hand"))
-    print(f"over the better hand-written one: {ours.rate / best:.2f} (wanted: {WANTED})")
+    hand = {name: score for name, score in scores.items() if name.startswith("hand")}
+    best = max(hand.values(), key=lambda score: score.rate)
+    mine, naive = f"{ours.rate:.1f} prompts/s", scores["one after another"]
+    print()
+    for what, other, least in (
+        ("the best hand-written client", best, WANTED),
+        ("a loop, one after another", naive, None),
+    ):
+        title = f"classification, over {what}"
+        rate = f"{other.rate:.1f} prompts/s"
+        tell(Figure(title, mine, rate, ours.over(other), least=least))
 
 
 def _command(arguments: argparse.Namespace, prompts: Sequence[str]) -> None:
