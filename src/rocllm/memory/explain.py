@@ -108,6 +108,8 @@ def _listed(parts: tuple[Part, ...], gpu: int | None) -> str:
 def _context(request: Request, attempt: Attempt, known: bool) -> str:
     settings = attempt.settings
     text = f"context of {settings.ctx_size} tokens"
+    if settings.parallel > 1:
+        text = f"{settings.parallel} slots, each with a {text}"
     if request.options.ctx_size is not None:
         return f"{text}: asked for"
     if settings.ctx_size == request.longest:
