@@ -134,6 +134,28 @@ def test_killed_in_the_middle_and_started_again(
     assert b"1,980 rows classified, 20 rejected" in again.stderr
 
 
+def test_ctrl_c_says_how_to_go_on(engine: tuple[str, ...], tmp_path: Path) -> None:
+    """The rows so far are there, and counted."""
+    rows, out = write_rows(tmp_path / "rows.jsonl", 50_000), tmp_path / "out"
+    process = subprocess.Popen(
+        (*ROCLLM, *map(str, asking(engine, rows, "-o", out))),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_for(lambda: out.exists() and out.stat().st_size > 10_000, process)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=DEADLINE)[1].decode()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    told = re.search(r"([\d,]+) rows are done; the same command goes on after them", said)
+    assert told is not None, said
+    bad = (tmp_path / "out.rejects.jsonl").read_bytes().count(b"\n")
+    assert int(told[1].replace(",", "")) == out.read_bytes().count(b"\n") + bad
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():

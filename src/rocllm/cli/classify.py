@@ -20,7 +20,7 @@ from rocllm.cli._ledger import Ledger, Records
 from rocllm.cli._rows import TEXT, Format, Row, Rows, Template
 from rocllm.cli._session import chosen, note, opened
 from rocllm.cli.pull import pull_demo
-from rocllm.errors import OptionsError
+from rocllm.errors import OptionsError, RocllmError
 from rocllm.gguf import read_model_info
 from rocllm.options import LoadOptions
 from rocllm.text import checked_labels
@@ -161,7 +161,12 @@ def classify(
             task = Task(wanted, records, chat=chat, system=system)
             with opened(model, _for_rows(load, model), quiet=quiet, backend=backend) as loaded:
                 rest = itertools.chain((following,), left)
-                classify_rows(loaded, rest, texts, task, ledger, bar)
+                try:
+                    classify_rows(loaded, rest, texts, task, ledger, bar)
+                except (KeyboardInterrupt, RocllmError):
+                    if output is not None and not quiet:
+                        note(f"{ledger.done:,} rows are done; the same command goes on after them")
+                    raise
     if not ledger.written:
         raise OptionsError(
             f"not one of {ledger.rejected:,} rows could be classified",
