@@ -112,6 +112,24 @@ def test_labels_of_several_tokens_agree_with_the_vocabulary(model: rocllm.TextMo
     assert result.label == " New York City"
 
 
+def test_tokens_that_are_part_of_a_character(model: rocllm.TextModel) -> None:
+    """The server holds them back; their probabilities are told all the same."""
+    prompt, labels = "The weather is", [" 😀", "国"]
+    tokens = [model.tokenize("\n" + label)[1] for label in labels]
+    raw = vocabulary_logprobs(model, prompt)
+    ways = [math.exp(raw[token]) for token in tokens]
+    (result,) = model.classify([prompt], labels=labels)
+    assert result.error is None
+    right = [way / math.fsum(ways) for way in ways]
+    assert list(result.probabilities.values()) == pytest.approx(right, abs=1e-4)
+    # And without labels, where it is the likeliest of all.
+    (likely,) = model.classify(["A 😀 B 😀 C 😀 D 😀 E"], top_k=3)
+    assert likely.error is None
+    assert likely.token is not None
+    assert likely.token.id == tokens[0]
+    assert len(likely.top) == 3
+
+
 def test_next_token_and_every_token_agree_with_the_vocabulary(model: rocllm.TextModel) -> None:
     """The likeliest, the first ten, and all of them."""
     prompt = "The capital of France is"

@@ -16,10 +16,18 @@ from rocllm.results import NextToken, Token, Usage
 # the logits of models lie within some 60 of each other. More would cost digits, a logit being a
 # float of 32 bits: at 100 it keeps 7.6e-6.
 _LIFT = 100
+# A text that stands in for a token that the server would hold back, and how far above the others:
+# so far that it is the one that is drawn, and not so far that theirs are 0 as floats of 32 bits.
+_STAND_IN, _ABOVE = "\n", 30
 
 
 def next_token(
-    prompt: str | Sequence[int], then: Sequence[int], among: Sequence[int], top_k: int
+    prompt: str | Sequence[int],
+    then: Sequence[int],
+    among: Sequence[int],
+    top_k: int,
+    *,
+    stand_in: bool = False,
 ) -> Call[NextToken]:
     """The tokens that may follow `prompt` and the tokens `then`, with their log probabilities.
 
@@ -27,6 +35,10 @@ def next_token(
     (`n_probs`: before any sampler). With candidates, those of all of them, and as if there were no
     other tokens: lifted by a common bias they are the `top_k` of the only sampler, and the server
     tells the probabilities after it. It sorts the candidates and not the vocabulary.
+
+    When the token that is drawn is a part of a character, the server waits for the rest and tells
+    no probabilities; the answer has no token then (`process_token` in server-context.cpp, b11434).
+    stand_in: have a whole character drawn in its place, for an answer in any case.
     """
     body: dict[str, Any] = {
         "prompt": _prompt(prompt, then),
@@ -34,23 +46,26 @@ def next_token(
         "cache_prompt": True,
         "response_fields": ("completion_probabilities", "tokens_evaluated", "timings/cache_n"),
     }
+    bias: list[tuple[int | str, int]] = [(_STAND_IN, _LIFT + _ABOVE)] if stand_in else []
     if among:
         candidates = checked_ids(among)
         body |= {
             "temperature": 1,
             "samplers": ("top_k",),
-            "top_k": len(candidates),
-            "n_probs": len(candidates),
+            "top_k": len(candidates) + stand_in,
+            "n_probs": len(candidates) + stand_in,
             "post_sampling_probs": True,
-            "logit_bias": [(token, _LIFT) for token in candidates],
         }
+        bias += [(token, _LIFT) for token in candidates]
     else:
         body |= {"temperature": 0, "n_probs": top_k}
+    if bias:
+        body["logit_bias"] = bias
     return Call(
         "next token",
         "POST",
         "/completion",
-        lambda answer: _decode(answer, frozenset(among)),
+        lambda answer: _decode(answer, frozenset(among), stand_in=stand_in),
         encode_json(body),
         queued=True,
     )
@@ -64,9 +79,14 @@ def _prompt(prompt: str | Sequence[int], then: Sequence[int]) -> object:
     return [checked, *then] if isinstance(checked, str) else [*checked, *then]
 
 
-def _decode(answer: Any, among: frozenset[int]) -> NextToken:
+def _decode(answer: Any, among: frozenset[int], *, stand_in: bool) -> NextToken:
+    usage = Usage(int(answer["tokens_evaluated"]), 1, int(answer["timings/cache_n"]))
+    if not stand_in and not answer.get("completion_probabilities"):
+        return NextToken((), usage)
     (told,) = answer["completion_probabilities"]
     if among:
+        if stand_in and told["id"] in among:
+            raise ValueError("the stand-in is a candidate itself")
         # A candidate that is not in the list has a probability that a float of 32 bits does not.
         found = [entry for entry in told["top_probs"] if entry["id"] in among and entry["prob"] > 0]
         total = math.fsum(entry["prob"] for entry in found)
@@ -75,7 +95,6 @@ def _decode(answer: Any, among: frozenset[int]) -> NextToken:
         top = [_token(entry, float(entry["logprob"])) for entry in told["top_logprobs"]]
     if not top:
         raise ValueError("no token is likely")
-    usage = Usage(int(answer["tokens_evaluated"]), 1, int(answer["timings/cache_n"]))
     return NextToken(tuple(top), usage)
 
 

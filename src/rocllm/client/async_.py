@@ -121,7 +121,10 @@ class AsyncClient(ClientBase):
         top_k: int = 1,
     ) -> NextToken:
         """The tokens that may follow a prompt; see `Client.next_token`."""
-        return await self._ask(_classify.next_token(prompt, then, among, top_k))
+        told = await self._ask(_classify.next_token(prompt, then, among, top_k))
+        if not told.top:
+            told = await self._ask(_classify.next_token(prompt, then, among, top_k, stand_in=True))
+        return told
 
     async def share_prefix(self, prompt: str | Sequence[int]) -> int:
         """Compute what many prompts begin with, once for all slots; see `Client.share_prefix`."""

@@ -142,7 +142,10 @@ class Client(ClientBase):
         add up to 1 then, and a token without any is left out. top_k: without `among`, how many of
         the likeliest; the server sorts the vocabulary for them, and sends 100 bytes for each.
         """
-        return self._ask(_classify.next_token(prompt, then, among, top_k))
+        told = self._ask(_classify.next_token(prompt, then, among, top_k))
+        if not told.top:
+            told = self._ask(_classify.next_token(prompt, then, among, top_k, stand_in=True))
+        return told
 
     def share_prefix(self, prompt: str | Sequence[int]) -> int:
         """Compute what many prompts begin with once, and copy it into every slot that is idle.
