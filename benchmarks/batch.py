@@ -1,6 +1,6 @@
 """What several callers get together: tokens a second through rocllm and through a bare client.
 
-    python benchmarks/batch.py [--model demo] [--callers 4 8] [--tokens 32] [--rounds 9]
+    python benchmarks/batch.py [--model demo] [--callers 4 8] [--tokens 32] [--rounds 7]
 
 As many slots as callers. In a round each contender answers prompts of the same length, greedily, in
 an order that changes; no prompt comes twice, so that none is in a slot already. The rate is all
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="a path, or a name")
     parser.add_argument("--callers", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=9, help="of which the median counts")
+    parser.add_argument("--rounds", type=int, default=7, help="of which the median counts")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--llama-server", help="path, or embedded")
     arguments = parser.parse_args()
