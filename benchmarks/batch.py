@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import rocllm
-from figures import Figure, tell
+from figures import Figure, native_server, tell
 
 WANTED = 0.98
 # Answers of each caller in a round.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=7, help="of which the median counts")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
-    parser.add_argument("--llama-server", help="path, or embedded")
+    parser.add_argument("--llama-server", default=native_server(), help="path, or embedded")
     arguments = parser.parse_args()
     for callers in arguments.callers:
         with rocllm.load_model(

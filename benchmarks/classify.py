@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import rocllm
-from figures import Figure, tell
+from figures import Figure, native_server, tell
 
 WANTED = 0.95
 LABELS = {"positive": " positive", "negative": " negative"}
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--ctx-size", type=int, default=512, help="tokens of a slot")
     # All cores: the client's work is a fiftieth of the engine's, and half of the time is saved.
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--llama-server", help="path, or embedded")
+    parser.add_argument("--llama-server", default=native_server(), help="path, or embedded")
     parser.add_argument("--command", action="store_true", help="time rocllm classify, too")
     arguments = parser.parse_args()
     prompts = [_prompt(number) for number in range(arguments.prompts)]
