@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from rocllm.cli._top_look import Look, Model, Watch, as_json
 from rocllm.cli._top_view import frame
 from rocllm.cli.top import top
+from rocllm.devices.types import Problem
 from rocllm.errors import OptionsError
 from rocllm.memory import HostMemory
 from rocllm.server import RunDir
@@ -258,6 +259,20 @@ def test_many_devices_leave_room_for_the_models(tmp_path: Path) -> None:
     lines = text(look(root, model()), height=14)
     assert lines[9] == "   and 2 more"
     assert len(lines) == 14
+
+
+def test_what_takes_several_lines_does_not_push_the_models_out(tmp_path: Path) -> None:
+    """However small the window is: a terminal cuts off what is below its last line."""
+    root = machine(tmp_path, *partitions(_BUSY, 8))
+    seen = look(root, model())
+    long = Problem("a driver that is not there", "a remedy of many words " * 5)
+    seen = dataclasses.replace(
+        seen, machine=dataclasses.replace(seen.machine, problems=(long, long))
+    )
+    for width in (40, 60, 80, 120):
+        lines = text(seen, width, height=24)
+        assert len(lines) <= 24, width
+        assert lines[-1].startswith("Qwen3")
 
 
 def test_json_is_what_others_build_on(tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def test_sensors_that_are_refused_are_unknown(tmp_path: Path) -> None:
         ("mem_busy_percent", "n/a", "memory_busy_percent"),
         ("hwmon/hwmon4/freq1_input", "18446744073709551615", "core_clock"),
         ("hwmon/hwmon4/power1_average", "4294967295000000", "power"),
+        ("hwmon/hwmon4/power1_average", "4294967295", "power"),
         ("hwmon/hwmon4/power1_cap", "", "power_limit"),
         ("hwmon/hwmon4/temp1_input", "511000", "temperature"),
         ("hwmon/hwmon4/temp1_input", "--5", "temperature"),

@@ -35,7 +35,8 @@ def frame(
     remarks = tuple(_remarks(look))
     if remarks:
         remarks = (Text(), *remarks)
-    others = _OTHER_LINES + len(look.models) + len(remarks)
+    lines = sum(len(remark.wrap(console, console.width)) for remark in remarks)
+    others = _OTHER_LINES + len(look.models) + lines
     room = None if height is None else max(1, height - others)
     models = _models(look, console.width) if look.models else Text("no model is running", "dim")
     devices = _devices(look, console, room)
@@ -46,14 +47,15 @@ def _header(look: Look, hint: str) -> Text:
     devices, models = len(look.samples), len(look.models)
     counts = f"{devices} GPU{'s' * (devices != 1)}, {models} model{'s' * (models != 1)}"
     now = time.strftime("%H:%M:%S", time.localtime(look.time))
-    return Text.assemble(("rocllm top", "bold"), f"  {now}  {counts}", (f"  {hint}", "dim"))
+    title = ("rocllm top", "bold")
+    return _shortened(Text.assemble(title, f"  {now}  {counts}", (f"  {hint}", "dim")))
 
 
 def _devices(look: Look, console: Console, room: int | None) -> Table:
     shown = look.samples[:room]
     rows = [_device_cells(sample, console.options.ascii_only) for sample in shown]
     if len(shown) < len(look.samples):
-        rows.append({"GPU": Text(f"and {len(look.samples) - len(shown)} more", "dim")})
+        rows.append({"GPU": _shortened(Text(f"and {len(look.samples) - len(shown)} more", "dim"))})
     if look.host.total is not None:
         rows.append(_host_cells(look.host.total, look.host.free, console.options.ascii_only))
     table = Table(box=None, pad_edge=False)
@@ -221,9 +223,11 @@ def _slots(model: Model) -> str:
     return f"{status.busy_slots}/{'?' if parallel is None else parallel}"
 
 
-def _shortened(text: str) -> Text:
+def _shortened(text: str | Text) -> Text:
     """What gives way when the terminal is narrow: a column that may wrap, of cells that do not."""
-    return Text(text, no_wrap=True, overflow="ellipsis")
+    shown = Text(text) if isinstance(text, str) else text
+    shown.no_wrap, shown.overflow = True, "ellipsis"
+    return shown
 
 
 def _context(model: Model) -> str:

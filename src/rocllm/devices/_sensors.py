@@ -17,10 +17,10 @@ from rocllm.devices._sysfs import Tree, decimal
 
 _MHZ = 1_000_000
 _CURRENT_CLOCK = re.compile(r"^\S+:\s*(\d{1,6})mhz\s*\*", re.IGNORECASE | re.MULTILINE)
-# What no GPU does: drivers answer 65535 or 2^32 - 1 where they do not know. The largest of today
-# (an MI355X) takes 1.4 kW and no clock is above 4 GHz.
+# What no GPU does: drivers answer 65535 or 2^32 - 1 where they do not know, which is 4295 W if it
+# is in microwatts. The largest of today (an MI355X) takes 1.4 kW and no clock is above 4 GHz.
 _MAX_CLOCK = 10_000 * _MHZ
-_MAX_WATTS = 5_000.0
+_MAX_WATTS = 4_000.0
 _MIN_CELSIUS, _MAX_CELSIUS = -60.0, 200.0
 
 
