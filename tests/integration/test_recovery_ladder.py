@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import rocllm
-from rocllm.errors import RocllmError, RocllmWarning
+from rocllm.errors import RocllmError, RocllmWarning, ServerCrashed
+from rocllm.options import RestartPolicy
+from rocllm.testing.fake_llama_server import write_fake_llama_server
 from rocllm.testing.fake_sysfs import DESKTOP, write_tree
 
 
@@ -83,3 +86,34 @@ def test_the_cpu_only_where_it_is_allowed(demo_model: Path, tmp_path: Path, allo
         assert model.info.devices == ()
         assert model.generate("1, 2,", max_tokens=2).read().text
         assert "not built for this GPU" in model.info.recovered[0]
+
+
+def test_a_gpu_that_fails_again_and_again(demo_model: Path, tmp_path: Path) -> None:
+    """A fault may pass; after as many restarts as are allowed it counts as one that does not."""
+    fault = "Memory access fault by GPU node-1 (Agent handle: 0x1) on address 0x2."
+    faulty = write_fake_llama_server(
+        tmp_path / "faulty",
+        devices=["0000:03:00.0"],
+        die_after_tokens=2,
+        signal=signal.SIGABRT,
+        stderr=f"{fault}\n",
+    )
+    lists = f'*--list-devices*) printf "Available devices:\\n  {GPU}\\n"; exit 0;;'
+    server = wrapper(tmp_path, f'{lists}\n*"--device ROCm0"*) exec {faulty} "$@";;')
+    with rocllm.load_model(
+        demo_model,
+        ctx_size=512,
+        threads=1,
+        environ={**os.environ, "ROCM_LLAMA_SERVER_PATH": str(server)},
+        root=write_tree(tmp_path / "root", DESKTOP),
+        restart=RestartPolicy(max_restarts=2, backoff=0.0),
+        cpu_fallback=True,
+    ) as model:
+        for _ in range(3):
+            assert model.info.devices
+            with pytest.raises(ServerCrashed, match="GPU 0000:03:00"):
+                model.generate("1, 2,", max_tokens=4).read()
+        assert len(model.generate("1, 2,", max_tokens=4).read().tokens) == 4
+        assert model.info.devices == ()
+        (note,) = model.info.recovered
+        assert note.startswith("the CPU is used, after: ")

@@ -54,6 +54,7 @@ class FakeLauncher:
         self.children: list[FakeChild] = []
         self.outcomes: list[Exception | None] = []
         self.adapts = 0
+        self.adapts_to: Callable[[RocllmError], object] = lambda _error: True
         self.may_start = threading.Event()
         self.may_start.set()
         self.starts = 0
@@ -70,7 +71,7 @@ class FakeLauncher:
         return self.children[-1]
 
     def adapt(self, error: RocllmError) -> bool:
-        if not self.adapts:
+        if not self.adapts or not self.adapts_to(error):
             return False
         self.adapts -= 1
         return True
@@ -189,6 +190,22 @@ def test_the_breaker_opens(supervise: Any, launcher: FakeLauncher) -> None:
         supervisor.ensure_ready()
     assert launcher.starts == 3
     assert CRASH.why is None, "the child's own error is not changed"
+
+
+def test_after_too_many_restarts_something_else_is_tried(
+    supervise: Any, launcher: FakeLauncher
+) -> None:
+    """What was thought to pass by itself does not: a rung, if there is one, and a new row."""
+    supervisor = supervise(RestartPolicy(max_restarts=2, backoff=0.0))
+    launcher.adapts = 1
+    launcher.adapts_to = lambda error: not error.retryable
+    for _ in range(6):
+        supervisor.ensure_ready().end()
+    with pytest.raises(ServerCrashed, match="2 times in a row") as caught:
+        supervisor.ensure_ready()
+    assert not caught.value.retryable
+    assert launcher.starts == 6
+    assert launcher.adapts == 0
 
 
 def test_no_restart_at_all(supervise: Any, launcher: FakeLauncher) -> None:

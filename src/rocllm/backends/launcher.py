@@ -200,7 +200,7 @@ class LlamaServerLauncher:
         """Take the next rung of the recovery ladder, if one may mend `error`."""
         step = next_step(error, self._situation(), self._taken)
         if step is None:
-            if self._taken:
+            if self._taken and not error.retryable:
                 tried = "; ".join(self._taken.values())
                 error.why = "\n".join(part for part in (error.why, f"tried: {tried}") if part)
             return False

@@ -314,9 +314,13 @@ class Supervisor(Generic[C]):
                 self._enter("failed", error)
                 return
             elif self._restarts >= self._policy.max_restarts:
+                # That it may pass by itself has been tried.
                 self._error = _given_up(error, self._restarts)
-                self._enter("failed", self._error)
-                return
+                if not self._launcher.adapt(self._error):
+                    self._enter("failed", self._error)
+                    return
+                self._restarts = 0
+                self._not_before = self._clock()
             else:
                 self._not_before = self._clock() + self._policy.pause(self._restarts)
                 self._restarts += 1
@@ -379,4 +383,5 @@ def _given_up(error: RocllmError, restarts: int) -> RocllmError:
     times = "once" if restarts == 1 else f"{restarts} times in a row"
     note = f"it was restarted {times}, and is not restarted again" if restarts else None
     told.why = "\n".join(part for part in (error.why, note) if part) or None
+    told.retryable = False
     return told
