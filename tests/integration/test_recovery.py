@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,28 +70,33 @@ def test_a_call_right_after_a_crash(model: rocllm.TextModel) -> None:
         assert model.tokenize("a") == model.tokenize("a")
 
 
+@pytest.mark.timeout(900)
 def test_greedy_answers_go_on_as_if_nothing_had_happened(model: rocllm.TextModel) -> None:
-    """Killed at 50 places of the answer, and at times in between: text and ids are the same."""
-    expected = model.generate(PROMPT, max_tokens=16).read()
+    """Broken off at 50 random places, some more than once: text, ids and counts are the same."""
+    expected = model.generate(PROMPT, max_tokens=24).read()
     chance = random.Random(1)
-    for place in range(50):
-        stream = model.generate(PROMPT, max_tokens=16, resume=True)
-        for _ in range(place % 16):
+    broken_off = answers = 0
+    while broken_off < 50:
+        stream = model.generate(PROMPT, max_tokens=24, resume=True)
+        for _ in range(chance.randrange(1, 16)):
             next(stream)
-        if place >= 16:
-            timer = threading.Timer(chance.uniform(0, 0.1), kill, (model,))
-            timer.start()
-            answer = stream.read()
-            timer.join()
-        else:
+        # Some time later, so that it is not always just after a token.
+        time.sleep(chance.uniform(0, 0.01))
+        kill(model)
+        if chance.random() < 0.2:
+            for _ in range(3):
+                next(stream)
             kill(model)
-            answer = stream.read()
-        assert answer.text == expected.text, place
+        answer = stream.read()
+        assert answer.text == expected.text, stream.resumed
         assert [token.id for token in answer.tokens] == [token.id for token in expected.tokens]
         assert answer.usage.completion_tokens == expected.usage.completion_tokens
         assert answer.usage.prompt_tokens == expected.usage.prompt_tokens
         assert answer.finish_reason == expected.finish_reason
-        assert answer.resumed <= 1
+        # On a machine that is busy the server may be done before it is killed.
+        broken_off += answer.resumed
+        answers += 1
+        assert answers < 300, f"only {broken_off} were broken off"
 
 
 def test_a_chat_goes_on(model: rocllm.TextModel) -> None:
