@@ -66,6 +66,7 @@ def climb(error: RocllmError, now: Situation) -> list[Rung]:
         ("gpu_fault", ["device", "vulkan", "cpu"]),
         ("missing_library", ["vulkan", "cpu"]),
         ("no_gpu_visible", ["vulkan", "cpu"]),
+        ("gpu_access_denied", ["cpu"]),
         ("gpu_reset", []),
         ("device_lost", []),
         ("bad_file", []),

@@ -18,6 +18,7 @@ from rocllm.devices import discover_devices
 from rocllm.errors import (
     BinaryNotFound,
     ConnectionLost,
+    OffloadFailed,
     OutOfMemory,
     ProtocolError,
     RocllmError,
@@ -31,6 +32,8 @@ from rocllm.testing.fake_sysfs import DESKTOP, write_tree
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
 
+# What the dynamic loader says of a library that is not there.
+NO_SUCH_LIBRARY = "cannot open shared object file: No such file or directory"
 # Seconds for what must not take long, on a machine that is busy with other things.
 SOON = 20.0
 
@@ -223,6 +226,38 @@ def test_the_gpu_that_failed_is_named(model_file: Path, node: int) -> None:
             model.generate("a", max_tokens=4).read()
         assert caught.value.cause == "gpu_fault"
         assert f"GPU {gpu.label} accessed memory" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "cause", "words"),
+    [
+        ("", "no_gpu_visible", "sees no GPU"),
+        (
+            "ggml_cuda_init: failed to initialize ROCm: no ROCm-capable device is detected",
+            "no_gpu_visible",
+            "ROCm shows no GPU",
+        ),
+        (
+            f"load_backend: failed to load /x.so: libhipblas.so.3: {NO_SUCH_LIBRARY}",
+            "missing_library",
+            "libhipblas.so.3 is missing",
+        ),
+        (
+            "load_backend: failed to load /opt/libggml-hip.so: undefined symbol: rocblas_sgbmv_64",
+            "mixed_libraries",
+            "rocblas_sgbmv_64",
+        ),
+        ("Unable to open /dev/kfd read-write: Permission denied", "gpu_access_denied", "may not"),
+    ],
+)
+def test_a_build_that_sees_no_gpu(model_file: Path, said: str, cause: str, words: str) -> None:
+    """`Available devices: (none)`, with exit status 0: what it says beside that is the cause."""
+    desktop = write_tree(model_file.with_name("root"), DESKTOP)
+    with pytest.raises(OffloadFailed, match="was chosen, and native llama-server") as caught:
+        load_fake(model_file, {"root": desktop}, no_devices_because=f"{said}\n")
+    assert caught.value.cause == cause
+    assert words in str(caught.value)
+    assert said in str(caught.value)
 
 
 def test_a_connection_that_ends_in_an_answer(model_file: Path) -> None:

@@ -79,7 +79,7 @@ def test_embedded_is_the_last_resort(environ: dict[str, str]) -> None:
     found = find_server(None, environ)
     assert found.kind == "embedded"
     assert found.flags["--model"] == "FNAME"
-    assert list_devices(found, environ) == ()
+    assert list_devices(found, environ).devices == ()
 
 
 def test_nothing_found_says_where_it_was_looked_for(
@@ -259,7 +259,7 @@ def test_devices_of_a_rocm_build(tmp_path: Path, environ: dict[str, str]) -> Non
     )
     found = find_server(path, environ)
     assert found.version == "0.6.0-dev"
-    first, second = list_devices(found, environ)
+    first, second = list_devices(found, environ).devices
     assert (first.name, second.name) == ("ROCm0", "ROCm1")
     assert first.description == "AMD Radeon RX 7800 XT"
     assert (first.total, first.free) == (16368 << 20, 16000 << 20)

@@ -132,7 +132,7 @@ def test_questions(embedded: ServerBinary) -> None:
     assert embedded.flags["--flash-attn"] == "[on|off|auto]"
     assert embedded.flags["--split-mode"] == "{none,layer,row,tensor}"
     assert embedded.flags["--no-kv-unified"] == ""
-    assert list_devices(embedded, os.environ) == ()
+    assert list_devices(embedded, os.environ).devices == ()
 
 
 def test_a_load(serve: Serve, endpoint: Endpoint) -> None:

@@ -27,7 +27,7 @@ from rocllm.memory import (
 )
 from rocllm.options import LoadOptions
 from rocllm.safetensors import is_safetensors_model
-from rocllm.server import Names, ServerBinary, find_server, list_devices
+from rocllm.server import Names, ServerBinary, find_server, list_devices, name_unseen_gpu
 from rocllm.units import format_bytes
 
 
@@ -124,7 +124,8 @@ def engine_devices(
     """
     if not choice.devices:
         return ()
-    listed = list_devices(binary, environ)
+    listing = list_devices(binary, environ)
+    listed = listing.devices
     if len(listed) == len(choice.devices):
         return tuple(device.name for device in listed)
     wanted = ", ".join(f"{device.name} ({device.pci_address})" for device in choice.devices)
@@ -137,4 +138,5 @@ def engine_devices(
         argv=(*binary.argv, "--list-devices"),
     )
     failed.cause = "no_gpu_visible"
+    name_unseen_gpu(failed, listing.said)
     raise failed

@@ -55,6 +55,16 @@ _ROCM_LIBRARIES = frozenset(
         "invalid_device",
     }
 )
+_NOT_VISIBLE = frozenset(
+    {
+        "gpu_access_denied",
+        "driver_not_loaded",
+        "driver_rejected",
+        "no_pcie_atomics",
+        "gpu_partly_visible",
+        "bad_gfx_override",
+    }
+)
 
 CAUSES: Mapping[Rung, frozenset[str]] = {
     "load_mode": _FILE_OR_STALL,
@@ -66,6 +76,7 @@ CAUSES: Mapping[Rung, frozenset[str]] = {
     "cpu": _NO_KERNELS
     | _GPU_FAILS
     | _ROCM_LIBRARIES
+    | _NOT_VISIBLE
     | {"out_of_device_memory", "out_of_context_memory", "stalled"},
 }
 """Which causes each rung mends; in the order in which they are taken."""

@@ -160,7 +160,7 @@ def _ask_engine(choice: Choice, environ: Mapping[str, str]) -> Engine:
         return Engine(binary=binary)
     child = child_environment(choice, environ)
     try:
-        listed = list_devices(binary, child)
+        listed = list_devices(binary, child).devices
     except RocllmError as exc:
         return Engine(binary=binary, listing_error=exc)
     return Engine(binary=binary, listed=listed, words=() if listed else _words(binary, child))

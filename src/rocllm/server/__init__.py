@@ -4,7 +4,7 @@ from rocllm.server._rule import Rule, rule
 from rocllm.server._rules import RULES
 from rocllm.server.binary import ListedDevice, ServerBinary, find_server, list_devices
 from rocllm.server.command import LaunchCommand, LaunchOptions, build_command
-from rocllm.server.diagnose import Names, diagnose
+from rocllm.server.diagnose import Names, diagnose, name_unseen_gpu
 from rocllm.server.evidence import look_after, look_before
 from rocllm.server.health import check_health
 from rocllm.server.process import ServerProcess
@@ -37,6 +37,7 @@ __all__ = [
     "list_devices",
     "look_after",
     "look_before",
+    "name_unseen_gpu",
     "rule",
     "start_server",
 ]

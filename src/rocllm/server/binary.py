@@ -73,6 +73,14 @@ class ListedDevice:
     free: int
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The answer to `--list-devices`, and the lines that were said beside it."""
+
+    devices: tuple[ListedDevice, ...]
+    said: tuple[str, ...]
+
+
 def find_server(option: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> ServerBinary:
     """The llama-server to run.
 
@@ -111,15 +119,18 @@ def embedded_installed() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-def list_devices(binary: ServerBinary, environ: Mapping[str, str]) -> tuple[ListedDevice, ...]:
+def list_devices(binary: ServerBinary, environ: Mapping[str, str]) -> Listing:
     """The GPUs that the binary sees in the environment `environ`; the CPU is not among them.
 
     Raises `StartFailed` when it cannot be asked.
     """
     answer = _ask((*binary.argv, "--list-devices"), environ)
-    return tuple(
-        ListedDevice(name, description, int(total) << 20, int(free) << 20)
-        for name, description, total, free in _LISTED.findall(answer.stdout)
+    return Listing(
+        tuple(
+            ListedDevice(name, description, int(total) << 20, int(free) << 20)
+            for name, description, total, free in _LISTED.findall(answer.stdout)
+        ),
+        tuple(answer.stderr.splitlines()),
     )
 
 

@@ -151,6 +151,18 @@ def explain_exit(argv: tuple[str, ...], exit_status: int, output: tuple[str, ...
     return error
 
 
+def name_unseen_gpu(error: RocllmError, said: tuple[str, ...]) -> None:
+    """Put into `error`, that a program sees no GPU, what it said about that, if it is known.
+
+    A build whose GPU part cannot be loaded says so, and goes on without it.
+    """
+    found = _match(said, hints=True)
+    if found is not None:
+        error.why = f"{found.why()}\n{found.said}"
+        error.remedy = found.rule.remedy
+        error.cause = found.rule.id
+
+
 def cannot_run(argv: tuple[str, ...], error: Exception) -> ServerError:
     """The error for a program that the system did not even start."""
     number = error.errno if isinstance(error, OSError) else None

@@ -72,6 +72,7 @@ class Switches(NamedTuple):  # a data class would double the time that a start t
     invalid_utf8: bool = False  # a line of log that is not UTF-8
     devices: Sequence[str] = ()  # PCI addresses of the GPUs that a ROCm build would see
     uses: Sequence[str] | None = None  # those that it says it uses, if not the selected ones
+    no_devices_because: str = ""  # said beside the answer to `--list-devices`
     offloaded_layers: int = _LAYERS  # of 33
     version: str = "0.6.0-dev (build 0, commit unknown)"
     lacks: Sequence[str] = ()  # flags that it does not have
@@ -385,6 +386,7 @@ def _ask(switches: Switches, arguments: Sequence[str]) -> str | None:
         _write(f"version: {switches.version}\n".encode())
         return ""
     if "--list-devices" in arguments:
+        _write(switches.no_devices_because.encode())
         said = f"{_DEVICE} (16368 MiB, 16000 MiB free)"
         listed = [f"  ROCm{i}: {said}\n" for i in range(len(switches.devices))]
         return "Available devices:\n" + "".join(listed or ["  (none)\n"])
