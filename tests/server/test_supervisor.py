@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from rocllm.errors import OutOfMemory, RocllmError, ServerCrashed, StartCancelled, StreamClosed
+from rocllm.errors import (
+    OutOfMemory,
+    RocllmError,
+    ServerCrashed,
+    StartCancelled,
+    StartFailed,
+    StreamClosed,
+)
 from rocllm.options import RestartPolicy
 from rocllm.server import Supervisor, Transition
 
@@ -132,6 +139,44 @@ def test_many_callers_one_child(supervise: Any, launcher: FakeLauncher) -> None:
     assert [outcome for _, outcome in waiting] == [[launcher.children[0]]] * 8
     assert launcher.starts == 1
     assert supervisor.state == "ready"
+
+
+def test_those_who_wait_leave_the_processor_to_the_child(
+    supervise: Any, launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start takes seconds: they sleep until it is over, and then all of them wake up."""
+    supervisor = supervise()
+    looks, look = [0], supervisor._request
+
+    def counted(stops_asked: int) -> object:
+        looks[0] += 1
+        return look(stops_asked)
+
+    monkeypatch.setattr(supervisor, "_request", counted)
+    launcher.may_start.clear()
+    waiting = [in_thread(supervisor.ensure_ready) for _ in range(8)]
+    until(lambda: looks[0] >= 16)
+    time.sleep(0.2)
+    # Each has looked before it waited, when it began to, and after the one transition.
+    assert looks[0] <= 24
+    launcher.may_start.set()
+    for thread, outcome in waiting:
+        thread.join(DEADLINE)
+        assert outcome == [launcher.children[0]]
+
+
+def test_no_more_threads(supervise: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is an error of ours, and it may pass."""
+    supervisor = supervise()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _self: raise_(RuntimeError("no thread")))
+        with pytest.raises(StartFailed, match="no thread"):
+            supervisor.ensure_ready()
+    assert supervisor.ensure_ready()
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def test_a_first_start_that_fails_is_not_repeated(supervise: Any, launcher: FakeLauncher) -> None:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
-from rocllm.errors import RocllmError, StartCancelled, StreamClosed
+from rocllm.errors import RocllmError, StartCancelled, StartFailed, StreamClosed
 from rocllm.options import RestartPolicy
 
 State: TypeAlias = Literal["stopped", "starting", "ready", "stopping", "failed", "closed"]
@@ -236,11 +236,21 @@ class Supervisor(Generic[C]):
         child = self._child
         if self._state == "ready" and child is not None and not child.has_ended:
             return child
-        self._wanted = True
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="rocllm-supervisor", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
+            thread = threading.Thread(target=self._run, name="rocllm-supervisor", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                raise StartFailed(
+                    "no thread can be started that looks after the server",
+                    why=str(exc),
+                    remedy="raise the limit (`ulimit -u`, pids.max of the control group)",
+                ) from exc
+            self._thread = thread
+        if not self._wanted:
+            # Only then: those who wait ask here each time that they are woken up.
+            self._wanted = True
+            self._changed.notify_all()
         return None
 
     # The rest runs in the supervisor's own thread.
