@@ -76,6 +76,13 @@ class Tally:
                 self.whole += 1
                 self.resumed += bool(answer.resumed)
 
+    def add_error(self, began: float, error: rocllm.RocllmError) -> None:
+        """A call has ended with an error that it may end with."""
+        with self.lock:
+            self.calls += 1
+            self.typed[type(error).__name__] += 1
+            self.longest = max(self.longest, time.monotonic() - began)
+
     def fault(self, what: str) -> None:
         """Something that must not be."""
         with self.lock:
@@ -107,10 +114,7 @@ class Caller:
             try:
                 self.chance.choice(kinds)()
             except EXPECTED as exc:
-                with self.tally.lock:
-                    self.tally.typed[type(exc).__name__] += 1
-                    self.tally.calls += 1
-                    self.tally.longest = max(self.tally.longest, time.monotonic() - began)
+                self.tally.add_error(began, exc)
             except Exception as exc:  # noqa: BLE001  to be shown
                 self.tally.fault(f"{type(exc).__name__}: {exc}")
 
@@ -182,7 +186,7 @@ async def few_async_callers(model: rocllm.TextModel, over: threading.Event, tall
             except asyncio.CancelledError:
                 tally.add(began, 0, None)
             except EXPECTED as exc:
-                tally.typed[type(exc).__name__] += 1
+                tally.add_error(began, exc)
             except Exception as exc:  # noqa: BLE001  to be shown
                 tally.fault(f"asyncio: {type(exc).__name__}: {exc}")
     finally:
