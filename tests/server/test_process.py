@@ -18,7 +18,7 @@ import pytest
 
 from rocllm.endpoint import Endpoint
 from rocllm.errors import StartFailed
-from rocllm.server import LaunchCommand, ServerProcess, _spawn
+from rocllm.server import LaunchCommand, ServerProcess, _spawn, process
 
 Eventually = Callable[[Callable[[], Any]], Any]
 Fake = Callable[..., LaunchCommand]
@@ -372,6 +372,22 @@ def test_a_bar_of_progress(shell: Shell, started: Started) -> None:
     child = started(shell("printf 'load 10%%\\rload 20%%\\r\\ndone\\n'"))
     child.wait(DEADLINE)
     assert child.output == ("load 10%", "load 20%", "done")
+
+
+def test_its_end_is_told_before_that_of_its_group(
+    shell: Shell, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers learn of a crash at once; where nobody reaps orphans, they stay in the group."""
+    gone = threading.Event()
+    monkeypatch.setattr(process, "_await_group", lambda _group: gone.wait(DEADLINE))
+    child = started(shell("kill -SEGV $$"))
+    assert child.wait(DEADLINE) == -signal.SIGSEGV
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(child.stop)
+        with pytest.raises(TimeoutError):
+            stopped.result(0.1)
+        gone.set()
+        assert stopped.result(DEADLINE) == -signal.SIGSEGV
 
 
 def test_nobody_of_its_group_is_left(shell: Shell, started: Started) -> None:

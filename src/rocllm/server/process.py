@@ -199,9 +199,11 @@ class ServerProcess:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
-                _await_group(popen.pid)
                 self._exited.set()
-                return
+            # Whoever waits for the end is told of it before; who stops it, or starts the next one,
+            # waits for this, too.
+            _await_group(popen.pid)
+            return
         popen.wait()
         self._exited.set()
 
