@@ -95,8 +95,11 @@ def test_another_device_than_the_selected_one(start: Start, fake: Fake) -> None:
     assert [device.pci_address for device in report.devices] == ["0000:0d:00.0"]
 
 
-def test_a_log_that_comes_after_the_first_answer(start: Start, fake: Fake) -> None:
+def test_a_log_that_comes_after_the_first_answer(
+    start: Start, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A report without its device would be taken for a failed offload."""
+    monkeypatch.setattr(start_module, "LOG_GRACE", 60.0)
     _, report = start(fake(late_log=0.2, devices=["0000:03:00.0"]))
     assert len(report.devices) == 1
     assert report.n_slots == 1

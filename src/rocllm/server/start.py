@@ -33,7 +33,7 @@ POLL_INTERVALS = (0.001, 0.1)
 LOOK_INTERVAL = 0.02
 # Seconds that the log may lag behind the answer: llama.cpp writes it from a thread of its own, and
 # it is read by one of ours. A report without its devices would be taken for a failed offload.
-LOG_GRACE = 1.0
+LOG_GRACE = 3.0
 # Bytes that count as progress, read or in memory.
 PROGRESS_STEP = 1 << 20
 
