@@ -209,10 +209,18 @@ def test_a_fork_of_the_program_cannot_stop_it(shell: Shell, started: Started, li
     assert lives(child.pid)
 
 
-def test_the_starting_thread_may_end(shell: Shell, started: Started, lives: Lives) -> None:
+def test_the_starting_thread_may_end(
+    shell: Shell, started: Started, lives: Lives, eventually: Eventually
+) -> None:
     """The parent-death signal comes with the end of the thread that forked: not this one."""
+
+    def start() -> ServerProcess:
+        child = started(shell("echo up; exec sleep 1000"))
+        eventually(lambda: child.output)  # by now the signal has been asked for
+        return child
+
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        child = pool.submit(started, shell("exec sleep 1000")).result(DEADLINE)
+        child = pool.submit(start).result(DEADLINE)
     assert child.wait(0.3) is None
     assert lives(child.pid or 0)
 
