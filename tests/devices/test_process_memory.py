@@ -213,6 +213,16 @@ def test_a_few_buffers_elsewhere_are_no_spill(tmp_path: Path) -> None:
     assert spill_of(tmp_path, _CARD, drm_memory_vram="3 MiB", amd_evicted_vram="64512 KiB") is None
 
 
+def test_a_process_that_tells_makes_a_spill_certain(tmp_path: Path) -> None:
+    """And its size is what it tells."""
+    found = devices(tmp_path, _CARD)
+    write_process(tmp_path, 4711, "a", _CARD, drm_memory_vram="3 MiB", amd_evicted_vram="99 MiB")
+    uses = process_memory(found, root=tmp_path)
+    spill = find_spill(found[0], vram_info(found[0], root=tmp_path), uses)
+    assert spill is not None
+    assert (spill.certain, spill.size) == (True, 99 * _MIB)
+
+
 def test_a_spill_that_the_totals_suggest(tmp_path: Path) -> None:
     """Where no process tells: a full card that uses much system memory; said as a suspicion."""
     full = replace(_CARD, vram_used=_CARD.vram, gtt_used=3 * _GIB)

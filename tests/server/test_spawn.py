@@ -135,3 +135,25 @@ def test_a_parent_that_dies_before_the_child_is_on_the_leash(
         program.kill()
     eventually(lambda: not lives(helper))
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_program_that_is_only_asked_a_question(
+    tmp_path: Path, lives: Lives, eventually: Eventually
+) -> None:
+    """`--version` may take long, or hang: it dies with who asked, and what it has started, too."""
+    program, log = tmp_path / "llama-server", tmp_path / "log"
+    program.write_text(f"#!/bin/sh\nsleep 1000 & echo $$ $! > {log}.new\nmv {log}.new {log}\nwait")
+    program.chmod(0o755)
+    ask = "import os, sys, rocllm.server as s; s.find_server(sys.argv[1], dict(os.environ))"
+    with subprocess.Popen([sys.executable, "-c", ask, str(program)]) as asking:
+        try:
+            eventually(log.exists)
+        finally:
+            asking.kill()
+    pids = [int(pid) for pid in log.read_text().split()]
+    try:
+        eventually(lambda: not any(map(lives, pids)))
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
