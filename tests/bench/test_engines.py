@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.safetensors.made import write_model
 
 from rocllm import env
-from rocllm.bench import Engine, find_engines
+from rocllm.bench import Engine, find_engines, matching, setups
 from rocllm.errors import BinaryNotFound, OptionsError
 from rocllm.testing.fake_llama_server import write_fake_llama_server
 
@@ -62,3 +63,18 @@ def test_names_are_different(server: str) -> None:
     """Reports would not tell two of one name apart."""
     with pytest.raises(OptionsError, match="two engines have the name 'x'"):
         find_engines([f"x={server}", f"x={server}"], os.environ)
+
+
+def test_a_model_is_measured_with_engines_of_its_kind(tmp_path: Path, tiny_model: Path) -> None:
+    """And what fits nothing stays, for its cell says why; of another's backend nobody knows."""
+    directory = write_model(tmp_path / "model")
+    llama, vllm, other = (
+        Engine("a", "embedded"),
+        Engine("vllm", backend="vllm"),
+        Engine("x", backend="x"),
+    )
+    both = matching(setups([tiny_model, directory], [llama, vllm]))
+    assert [(one.model, one.engine) for one in both] == [(tiny_model, llama), (directory, vllm)]
+    assert len(matching(setups([tiny_model], [llama, vllm]))) == 2
+    assert len(matching(setups([directory], [llama]))) == 1
+    assert len(matching(setups([tiny_model, directory], [other]))) == 2

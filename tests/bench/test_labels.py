@@ -24,6 +24,12 @@ def test_only_what_differs() -> None:
     assert labels.common == ("gemma-3-4b-it-Q4_K_M", MACHINE.gpus[0])
 
 
+def test_an_engine_with_more_than_a_build_at_its_end() -> None:
+    """Its version is what stands beside its name."""
+    other = subject(engine="vllm", engine_version="vLLM 0.32.0 (cpu)")
+    assert label_subjects([subject(), other]).each == ("native b11434-90e6a91", "vllm 0.32.0")
+
+
 def test_two_differences() -> None:
     """They stand side by side, and an option that only one has is left away for the other."""
     subjects = [subject(name="a", flash_attn="on"), subject(name="b", flash_attn="off")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.safetensors.made import write_model
 
 from rocllm.bench import Engine, Report, Setup, Step, Suite, run_suite
 from rocllm.errors import InvalidGGUF
@@ -123,6 +124,15 @@ def test_an_engine_that_is_missing(tiny_model: Path) -> None:
     (subject,) = run_suite([setup], SUITE).subjects
     assert {cell.skipped for cell in subject.cells} == {"it is gone"}
     assert subject.engine_version is None
+
+
+def test_a_model_in_safetensors_format(tmp_path: Path) -> None:
+    """It is read before anything is loaded, as a GGUF file is; a snapshot of the Hub has a name."""
+    folder = tmp_path / "models--me--tiny" / "snapshots" / ("0" * 40)
+    setup = Setup(write_model(folder), Engine("vllm", problem="it is gone", backend="vllm"))
+    (subject,) = run_suite([setup], SUITE).subjects
+    assert (subject.architecture, subject.quantization) == ("llama", "BF16")
+    assert subject.title == "me/tiny BF16"
 
 
 def test_ctrl_c_keeps_what_there_is(run: Run) -> None:

@@ -26,7 +26,7 @@ from rocllm.memory import (
     read_memory,
 )
 from rocllm.options import LoadOptions
-from rocllm.safetensors import is_safetensors_model
+from rocllm.safetensors import find_directory
 from rocllm.server import Names, ServerBinary, find_server, list_devices, name_unseen_gpu
 from rocllm.units import format_bytes
 
@@ -85,7 +85,7 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
 
 
 def _refuse_safetensors(path: Path) -> None:
-    if is_safetensors_model(path):
+    if find_directory(path) is not None:
         error = ModelFileError(
             f"{str(path)!r} is a model in safetensors format",
             why="llama.cpp runs GGUF files",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rocllm import backends
-from rocllm.bench.workloads import Engine
+from rocllm.bench.workloads import Engine, Setup
 from rocllm.errors import BackendUnavailable, OptionsError, RocllmError
+from rocllm.safetensors import find_directory
 from rocllm.server import find_server
 
 NATIVE = "native"
 EMBEDDED = "embedded"
+# Whether a backend of rocllm's own takes models in safetensors format; the others take GGUF files.
+_TAKES_SAFETENSORS = {None: False, "rocm": False, "inprocess": False, "vllm": True}
 
 
 def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engine, ...]:
@@ -18,7 +21,7 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
 
     names: `native` (`ROCM_LLAMA_SERVER_PATH`, or `llama-server` on `PATH`), `embedded`, the path of
     a llama-server, or `NAME=PATH`, which gives it a name for reports: `vulkan=/opt/llama-server`;
-    or another backend: `inprocess`.
+    or another backend: `inprocess`, `vllm`.
 
     One that cannot run has a `problem`. Raises what is wrong with the first of them when none can.
 
@@ -46,6 +49,23 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
     if len(failures) == len(found):
         raise failures[0]
     return tuple(found)
+
+
+def matching(setups: Sequence[Setup]) -> tuple[Setup, ...]:
+    """Without the pairs of a GGUF file with vLLM, and of safetensors with llama.cpp.
+
+    A model that no engine takes, and an engine that takes no model, stay: each says why.
+    """
+    fits = [one for one in setups if _fits(one)]
+    models, engines = {one.model for one in fits}, {one.engine for one in fits}
+    return tuple(
+        one for one in setups if _fits(one) or one.model not in models or one.engine not in engines
+    )
+
+
+def _fits(setup: Setup) -> bool:
+    takes = _TAKES_SAFETENSORS.get(setup.engine.backend)
+    return takes is None or takes == (find_directory(setup.model) is not None)
 
 
 def _split(text: str) -> tuple[str, str]:

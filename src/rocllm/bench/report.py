@@ -19,9 +19,9 @@ SCHEMA = 1
 # Where memory is that is on no GPU.
 HOST = "host"
 
-# The first file of a model in several; a file of Ollama's store.
+# The first file of a model in several; a file of Ollama's store, a commit in the Hub's cache.
 _PART = re.compile(r"-00001-of-\d{5}$")
-_DIGEST = re.compile(r"sha256-[0-9a-f]{64}$")
+_DIGEST = re.compile(r"(?:sha256-[0-9a-f]{64}|[0-9a-f]{40})$")
 
 Metric: TypeAlias = Literal[
     "load",

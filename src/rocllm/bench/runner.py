@@ -27,8 +27,8 @@ from rocllm.bench.workloads import (
     token_prompt,
     vocabulary_text,
 )
+from rocllm.catalog import read_info
 from rocllm.errors import OptionsError, RocllmError, RocllmWarning
-from rocllm.gguf import read_model_info
 from rocllm.options import LoadOptions
 from rocllm.text import TextModel, load_model
 
@@ -64,7 +64,7 @@ def run_suite(
     before every measurement and after every cell.
 
     What fails is kept as the error of its cell, and the rest goes on; Ctrl-C ends the run and keeps
-    what there is (`Report.interrupted`). Raises `InvalidGGUF` and the like for a model file that
+    what there is (`Report.interrupted`). Raises `InvalidGGUF` and the like for a model that
     cannot be read, before anything is measured.
 
     >>> run_suite([Setup(path, Engine("any"))], QUICK).subjects[0].title  # doctest: +SKIP
@@ -75,9 +75,7 @@ def run_suite(
     context = _Context(suite, base, environment, Path(root), on_step or _ignore, len(setups))
     machine = describe_machine(environment, context.root)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    records = [
-        Record(number, setup, read_model_info(setup.model)) for number, setup in enumerate(setups)
-    ]
+    records = [Record(number, setup, read_info(setup.model)) for number, setup in enumerate(setups)]
     interrupted = False
     try:
         for record in records:

