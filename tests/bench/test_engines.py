@@ -10,7 +10,7 @@ from tests.safetensors.made import write_model
 
 from rocllm import env
 from rocllm.bench import Engine, find_engines, matching, setups
-from rocllm.errors import BinaryNotFound, OptionsError
+from rocllm.errors import BinaryNotFound, ModelFileError, OptionsError
 from rocllm.testing.fake_llama_server import write_fake_llama_server
 
 
@@ -31,6 +31,7 @@ def test_engines_by_name(server: str) -> None:
         Engine("embedded", "embedded"),
     )
     assert find_engines([], environ) == (Engine("native", server),)
+    assert find_engines(["rocm"], environ) == (Engine("rocm", server),)
 
 
 def test_another_backend_is_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,7 @@ def test_names_are_different(server: str) -> None:
 
 
 def test_a_model_is_measured_with_engines_of_its_kind(tmp_path: Path, tiny_model: Path) -> None:
-    """And what fits nothing stays, for its cell says why; of another's backend nobody knows."""
+    """An engine for none of them stays, for its cells say why; of another's nobody knows."""
     directory = write_model(tmp_path / "model")
     llama, vllm, other = (
         Engine("a", "embedded"),
@@ -76,5 +77,7 @@ def test_a_model_is_measured_with_engines_of_its_kind(tmp_path: Path, tiny_model
     both = matching(setups([tiny_model, directory], [llama, vllm]))
     assert [(one.model, one.engine) for one in both] == [(tiny_model, llama), (directory, vllm)]
     assert len(matching(setups([tiny_model], [llama, vllm]))) == 2
-    assert len(matching(setups([directory], [llama]))) == 1
+    with pytest.raises(ModelFileError, match="safetensors format") as caught:
+        matching(setups([tiny_model, directory], [llama]))
+    assert "--backend vllm" in str(caught.value)
     assert len(matching(setups([tiny_model, directory], [other]))) == 2

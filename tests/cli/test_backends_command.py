@@ -16,7 +16,7 @@ from rocllm.cli import backends as command
 from rocllm.errors import BackendUnavailable
 from rocllm.testing.fake_llama_server import write_fake_llama_server
 
-PROBE = {"vllm": "0.32.0", "torch": "2.11.0+rocm7.2", "hip": "7.2.53211", "cuda": None, "uds": True}
+PROBE = {"vllm": "0.32.0", "torch": "2.13.0+cpu", "hip": None, "cuda": None, "uds": True}
 
 
 def rocllm(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +81,7 @@ def test_one(
     python.chmod(0o755)
     monkeypatch.setenv(env.VLLM_PYTHON, str(python))
     rows = listed(capsys)
-    assert rows["vllm"]["engine"] == "vLLM 0.32.0 (rocm)"
+    assert rows["vllm"]["engine"] == "vLLM 0.32.0 (cpu)"
     assert [name for name, row in rows.items() if row["available"]] == ["vllm"]
 
 

@@ -16,7 +16,7 @@ import rocllm
 from rocllm import backends
 from rocllm.backends import LoadRequest
 from rocllm.backends.vllm.command import build_command
-from rocllm.backends.vllm.decide import decide
+from rocllm.backends.vllm.decide import decide, require_device
 from rocllm.backends.vllm.find import find_vllm
 from rocllm.endpoint import Endpoint
 from rocllm.errors import (
@@ -180,6 +180,17 @@ def test_a_build_for_rocm_needs_a_gpu(tmp_path: Path, model: Path) -> None:
         decide(asked, LoadOptions())
     with pytest.raises(OptionsError, match="device='cpu'"):
         decide(asked, LoadOptions(device="cpu"))
+
+
+def test_a_build_for_rocm_is_available_where_a_gpu_is(tmp_path: Path) -> None:
+    """What could never load a model is not called available; one for the CPU always can."""
+    installed = find_vllm(environ(fake_python(tmp_path / "bin", ROCM_BUILD)))
+    nothing = write_tree(tmp_path / "nothing", ())
+    with pytest.raises(NoDeviceFound, match="needs a GPU"):
+        require_device(installed, os.environ, nothing)
+    require_device(installed, os.environ, write_tree(tmp_path / "desktop", DESKTOP))
+    for_cpu = find_vllm(environ(fake_python(tmp_path / "other", CPU_BUILD)))
+    require_device(for_cpu, os.environ, nothing)
 
 
 def test_models_of_other_kinds(tmp_path: Path, model: Path, demo_model: Path) -> None:

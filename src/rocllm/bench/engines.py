@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rocllm import backends
 from rocllm.bench.workloads import Engine, Setup
-from rocllm.errors import BackendUnavailable, OptionsError, RocllmError
+from rocllm.errors import BackendUnavailable, ModelFileError, OptionsError, RocllmError
 from rocllm.safetensors import find_directory
-from rocllm.server import find_server
+from rocllm.server import ServerBinary, find_server
 
 NATIVE = "native"
 EMBEDDED = "embedded"
+_SAFETENSORS = "a model in safetensors format", "vllm"
 # Whether a backend of rocllm's own takes models in safetensors format; the others take GGUF files.
 _TAKES_SAFETENSORS = {None: False, "rocm": False, "inprocess": False, "vllm": True}
 
@@ -30,7 +32,7 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
     """
     if not names:
         binary = find_server(None, environ)
-        return (Engine(binary.kind, EMBEDDED if binary.kind == EMBEDDED else binary.path),)
+        return (Engine(binary.kind, _option(binary)),)
     found: list[Engine] = []
     failures: list[RocllmError] = []
     for text in names:
@@ -54,13 +56,25 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
 def matching(setups: Sequence[Setup]) -> tuple[Setup, ...]:
     """Without the pairs of a GGUF file with vLLM, and of safetensors with llama.cpp.
 
-    A model that no engine takes, and an engine that takes no model, stay: each says why.
+    An engine that takes none of the models stays: its cells say why. Raises `ModelFileError` for a
+    model that none of the engines takes.
     """
     fits = [one for one in setups if _fits(one)]
     models, engines = {one.model for one in fits}, {one.engine for one in fits}
-    return tuple(
-        one for one in setups if _fits(one) or one.model not in models or one.engine not in engines
+    for one in setups:
+        if one.model not in models:
+            raise _for_another(one.model)
+    return tuple(one for one in setups if _fits(one) or one.engine not in engines)
+
+
+def _for_another(model: Path) -> ModelFileError:
+    kind, other = ("a GGUF file", "rocm") if find_directory(model) is None else _SAFETENSORS
+    error = ModelFileError(
+        f"{str(model)!r} is {kind}, which none of the engines takes",
+        remedy=f"measure it with --backend {other}, or name {other} among the --engines, too",
     )
+    error.cause = "other_backend"
+    return error
 
 
 def _fits(setup: Setup) -> bool:
@@ -76,12 +90,19 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _engine(name: str, option: str, environ: Mapping[str, str]) -> Engine:
-    if option not in backends.list() or option == backends.default().name:
+    if option == backends.default().name:
+        return Engine(name, _option(find_server(None, environ)))
+    if option not in backends.list():
         return Engine(name, _checked(option, environ))
     why_not = backends.get(option).why_not()
     if why_not is not None:
         raise BackendUnavailable(why_not)
     return Engine(name, backend=option)
+
+
+def _option(binary: ServerBinary) -> str:
+    """As `LoadOptions.llama_server` has it."""
+    return EMBEDDED if binary.kind == EMBEDDED else binary.path
 
 
 def _checked(option: str, environ: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ import os
 from rocllm.backends.base import LoadRequest
 from rocllm.backends.supervised import SupervisedModel
 from rocllm.backends.vllm.client import AsyncVllmClient, VllmClient
+from rocllm.backends.vllm.decide import require_device
 from rocllm.backends.vllm.find import find_vllm
 from rocllm.backends.vllm.launcher import VllmLauncher
 from rocllm.errors import RocllmError
@@ -28,9 +29,9 @@ class VllmBackend:
         return self.why_not() is None
 
     def why_not(self) -> str | None:
-        """What is missing, in words."""
+        """What is missing, in words; for a vLLM that is built for ROCm also a GPU."""
         try:
-            find_vllm(os.environ)
+            require_device(find_vllm(os.environ), os.environ)
         except RocllmError as exc:
             return str(exc)
         return None

