@@ -12,17 +12,18 @@ comma := ,
 export PIP_USER := 0
 export PROMPT
 
-.PHONY: help demo test test-vllm chaos check bench bench-planner native clean
+.PHONY: help demo test test-vllm chaos check bench bench-planner bench-vllm native clean
 
 help:
-	@echo "make demo    fetch a small model and print its answer"
-	@echo "make test    run all tests"
-	@echo "make test-vllm  the tests that need vLLM, on one for the CPU that it makes (3.5 GB)"
-	@echo "make chaos   16 callers, and a server that is killed 200 times"
-	@echo "make check   lint, types, layers"
-	@echo "make bench   run the benchmarks"
-	@echo "make native  build a llama-server from source (12 minutes on two cores)"
-	@echo "make clean   remove what make has made"
+	@echo "make demo        fetch a small model and print its answer"
+	@echo "make test        run all tests"
+	@echo "make test-vllm   the tests that need vLLM, on one for the CPU that it makes (3.5 GB)"
+	@echo "make chaos       16 callers, and a server that is killed 200 times"
+	@echo "make check       lint, types, layers"
+	@echo "make bench       run the benchmarks"
+	@echo "make bench-vllm  vLLM next to llama-server, for 1 to 64 callers"
+	@echo "make native      build a llama-server from source (12 minutes on two cores)"
+	@echo "make clean       remove what make has made"
 
 demo: $(VENV)/.has-embedded
 	@$(RUN) rocllm run demo "$$PROMPT"
@@ -31,13 +32,13 @@ test: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
 	$(RUN) pytest -n 2 --dist worksteal $(ARGS)
 
-# TORCH_INDEX: where PyTorch's wheels for the CPU are, if not where pip looks anyway.
+# TORCH_INDEX: where PyTorch's wheels for the CPU are, if not where pip looks, nor in PyTorch's index.
 test-vllm: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
-	@made=$$(scripts/make-vllm $(VENV)/bin/python) && set -- $$made && \
-		ROCM_VLLM_PYTHON=$$1 ROCLLM_TEST_SAFETENSORS=$$2 \
-		TORCHINDUCTOR_CACHE_DIR=$$(dirname $$2)/torchinductor \
-		$(RUN) pytest tests/vllm $(ARGS)
+	@scripts/make-vllm $(VENV)/bin/python | { read -r python && read -r model && \
+		ROCM_VLLM_PYTHON=$$python ROCLLM_TEST_SAFETENSORS=$$model \
+		TORCHINDUCTOR_CACHE_DIR=$$(dirname "$$model")/torchinductor \
+		$(RUN) pytest tests/vllm $(ARGS); }
 
 chaos: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
@@ -57,6 +58,15 @@ bench: $(VENV)/.has-embedded-dev-bench
 # How well memory is predicted; with `make native` before it, on a second device too.
 bench-planner: $(VENV)/.has-embedded-dev-bench
 	@$(VENV)/bin/python benchmarks/planner.py
+
+# vLLM next to llama-server, with the same weights, for 1 to 64 callers: docs/engines.md.
+bench-vllm: $(VENV)/.has-embedded-dev
+	$(RUN) rocllm pull demo
+	@scripts/make-vllm $(VENV)/bin/python | { read -r python && read -r model && \
+		demo=$$($(RUN) rocllm pull demo) && gguf=$$model-BF16.gguf && \
+		{ [ -e "$$gguf" ] || $(VENV)/bin/python scripts/gguf_to_bf16.py "$$demo" "$$gguf"; } && \
+		ROCM_VLLM_PYTHON=$$python $(RUN) rocllm bench "$$demo" "$$gguf" "$$model" \
+		--engines embedded,vllm --callers 1,4,16,64 --prompt-lengths 128,512 $(ARGS); }
 
 native: $(VENV)/.has-embedded
 	@scripts/native $(VENV)/bin/python

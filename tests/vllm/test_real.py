@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,14 @@ import rocllm
 from rocllm import env
 from rocllm.backends.vllm import VllmBackend
 from rocllm.backends.vllm.shared_memory import find_shared_memory
-from rocllm.errors import OptionsError, ServerCrashed, StartCancelled, UnsupportedArchitecture
+from rocllm.errors import (
+    OptionsError,
+    ServerCrashed,
+    StartCancelled,
+    StartFailed,
+    UnsupportedArchitecture,
+)
+from rocllm.server import LoadProgress
 from rocllm.server.running import RunningServer, list_running
 from rocllm.testing.backend_suite import processes_of
 
@@ -50,9 +58,10 @@ def named(group: int, name: str) -> list[int]:
     """The processes of a group whose name, which vLLM sets, begins so."""
     found = []
     for pid in processes_of(group):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        if command.startswith(name):
-            found.append(pid)
+        with contextlib.suppress(OSError):  # gone meanwhile
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            if command.startswith(name):
+                found.append(pid)
     return found
 
 
@@ -120,6 +129,32 @@ def test_one_of_its_processes_is_killed(name: str, model: rocllm.TextModel) -> N
     assert model.generate(PROMPT, max_tokens=2).read().text
     assert processes_of(group) == []
     assert [path for path in shared if path.exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("", "killed"), ("VLLM::EngineCore", "engine_died"), ("VLLM::Worker", "engine_died")],
+)
+def test_one_of_its_processes_is_killed_while_it_loads(
+    name: str, cause: str, vllm_model: Path, tmp_path: Path
+) -> None:
+    """A kill from outside is told as that of a llama-server is, and is worth another try."""
+    run = tmp_path / "run"
+    run.mkdir()
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(run)}
+
+    def kill(_progress: LoadProgress) -> None:
+        for server in list_running(environ):
+            for pid in named(server.pid, name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(StartFailed) as caught:
+        rocllm.load_model(
+            vllm_model, backend="vllm", ctx_size=512, threads=1, environ=environ, on_progress=kill
+        )
+    assert (caught.value.cause, caught.value.retryable) == (cause, True)
+    assert list(run.iterdir()) == []
 
 
 @pytest.mark.parametrize("moment", ["VLLM::EngineCore", "VLLM::Worker"])

@@ -97,12 +97,23 @@ def test_the_death_of_a_worker_is_a_crash() -> None:
     assert "Worker proc VllmWorker-0" in (error.why or "")
 
 
+def test_a_death_while_loading_is_worth_another_try() -> None:
+    """As that of a llama-server is: somebody has killed one of its processes."""
+    for failed in ("{}", "{'EngineCore': 1}", "{'EngineCore': -9}"):
+        said = f"RuntimeError: Engine core initialization failed. Failed core proc(s): {failed}"
+        error = diagnose(ARGV, 1, (*BEFORE, said), ready=False, model="/m", names=NAMES)
+        assert isinstance(error, StartFailed)
+        assert (error.cause, error.retryable) == ("engine_died", True)
+
+
 def test_a_missing_compiler_is_not_restarted() -> None:
     """It is missed by the first request that needs it, and the next one would miss it, too."""
-    (rule,) = (rule for rule in OWN if rule.id == "missing_compiler")
-    error = found(rule.example, ready=True, exit_status=0)
-    assert isinstance(error, ServerCrashed)
-    assert (error.cause, error.retryable) == ("missing_compiler", False)
+    rules = [rule for rule in OWN if rule.id == "missing_compiler"]
+    for rule, package in zip(rules, ("g++", "python3-dev"), strict=True):
+        error = found(rule.example, ready=True, exit_status=0)
+        assert isinstance(error, ServerCrashed)
+        assert (error.cause, error.retryable) == ("missing_compiler", False)
+        assert package in (error.remedy or "")
 
 
 def test_a_fault_of_the_gpu_is_told_by_name() -> None:

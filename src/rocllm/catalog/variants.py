@@ -122,7 +122,9 @@ def choose_variant(
         return _wanted(repo, variants, wanted), None
     if not variants:
         raise ModelNotFound(
-            f"there is no GGUF model in {repo}", remedy="look for a repository …-GGUF of that model"
+            f"there is no GGUF model in {repo}",
+            remedy="look for a repository …-GGUF of that model; safetensors run with "
+            f"backend='vllm', after `hf download {repo}`",
         )
     which = "the only one, which" if len(variants) == 1 else f"the best of {len(variants)} that"
     for variant in variants:

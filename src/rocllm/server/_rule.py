@@ -16,6 +16,7 @@ class Rule:
     finds it in the output; `None`: the signal or other evidence tells. error: the error it is,
     while loading. retryable: the same start, unchanged, is worth trying again. hint: it says that
     the GPU is not used, and not that the server ended: it counts where a GPU was asked for.
+    outside: one of its processes may have been killed, which its exit status does not tell.
 
     `why` may use a named group of the pattern as `{name}`, if the group takes part in every match,
     and `{gpu}` where it has the group `node`.
@@ -29,6 +30,7 @@ class Rule:
     remedy: str
     retryable: bool = False
     hint: bool = False
+    outside: bool = False
 
 
 def rule(
@@ -40,8 +42,10 @@ def rule(
     remedy: str,
     *,
     retryable: bool = False,
+    outside: bool = False,
 ) -> Rule:
-    return Rule(name, example, re.compile(pattern), error, why, remedy, retryable)
+    compiled = re.compile(pattern)
+    return Rule(name, example, compiled, error, why, remedy, retryable, outside=outside)
 
 
 def hint(

@@ -135,7 +135,8 @@ def _error_type(rule: Rule | None, ready: bool) -> type[RocllmError]:
 
 def _worth_retrying(rule: Rule | None, exit_status: int, ready: bool) -> bool:
     # What crashes by itself while it loads will do so again.
-    by_itself = (rule is None or rule.error is ServerCrashed) and -exit_status not in FROM_OUTSIDE
+    outside = -exit_status in FROM_OUTSIDE or (rule is not None and rule.outside)
+    by_itself = (rule is None or rule.error is ServerCrashed) and not outside
     return (rule is None or rule.retryable) and (ready or not by_itself)
 
 

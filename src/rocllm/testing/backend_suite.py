@@ -11,7 +11,7 @@
         def model_path(cls):
             return Path("/models/small")
 
-Run it with pytest. The model is loaded once for all tests of the class, and again after the crash
+Run it with pytest. The model is loaded once for all tests of the class, and again after the crashes
 and the stop that are part of them. It must be a chat model that goes on counting after "1, 2, 3,".
 """
 
@@ -257,6 +257,24 @@ class BackendSuite:
         assert resumed.resumed == 1
         assert resumed.text == expected.text
         assert model.generate(PROMPT, max_tokens=2).read().text
+        assert model.state == "ready"
+        assert processes_of(pid) == []
+
+    def test_a_crash_before_the_first_token(self, loaded: LoadedModel, model: TextModel) -> None:
+        """A call of which nothing has come is made again; one that had begun has its text."""
+        pid = loaded.info.pid
+        if pid is None:
+            pytest.skip("the engine runs in the calling process, which would be what crashes")
+        prompt = (model.tokenize(PROMPT) * CTX_SIZE)[: CTX_SIZE - 16]
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(lambda: model.generate(prompt, max_tokens=4).read().text)
+            os.kill(pid, signal.SIGKILL)
+            try:
+                text, whole = asked.result(), True
+            except ServerCrashed as exc:
+                text, whole = exc.text, False
+        answer = model.generate(prompt, max_tokens=4).read().text
+        assert text == answer if whole else answer.startswith(text)
         assert model.state == "ready"
         assert processes_of(pid) == []
 

@@ -45,6 +45,16 @@ _SPECIFIC: tuple[Rule, ...] = (
         "install one (Debian: apt-get install g++)",
     ),
     rule(
+        "missing_compiler",
+        "(Worker pid=9573) ERROR 11-28 02:28:01 [multiproc_executor.py:1063] "
+        "/home/ann/.cache/rocllm/torchinductor/6p/c6plv.main.cpp:46:10: fatal error: Python.h: No "
+        "such file or directory",
+        r"fatal error: Python\.h: No such file",
+        StartFailed,
+        "vLLM compiles parts of itself when they are first used, and Python has no headers here",
+        "install them (Debian: apt-get install python3-dev)",
+    ),
+    rule(
         "bad_flag",
         "api_server.py: error: unrecognized arguments: --no-such-option",
         r"error: (?P<said>unrecognized arguments: .*|argument --\S+: .{1,200})",
@@ -196,6 +206,7 @@ _GENERAL = (
         "one of vLLM's processes ended unexpectedly: {who}",
         "look at what it said before, in `.output`, and at dmesg",
         retryable=True,
+        outside=True,
     ),
     rule(
         "engine_died",
@@ -206,6 +217,19 @@ _GENERAL = (
         "vLLM's engine ended with an error",
         "look at what it said before, in `.output`",
         retryable=True,
+        outside=True,
+    ),
+    # What is left when one of them was killed while loading: the others only see that it is gone.
+    rule(
+        "engine_died",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core "
+        "proc(s): {'EngineCore': 1}",
+        r"RuntimeError: Engine core initialization failed",
+        ServerCrashed,
+        "one of vLLM's processes ended unexpectedly; the kernel does that when memory runs out",
+        "look at what it said before, in `.output`, and at dmesg",
+        retryable=True,
+        outside=True,
     ),
 )
 
