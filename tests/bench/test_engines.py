@@ -9,7 +9,7 @@ import pytest
 from tests.safetensors.made import write_model
 
 from rocllm import env
-from rocllm.bench import Engine, find_engines, matching, setups
+from rocllm.bench import Engine, find_engines, fitting, setups
 from rocllm.errors import BinaryNotFound, ModelFileError, OptionsError
 from rocllm.testing.fake_llama_server import write_fake_llama_server
 
@@ -74,10 +74,10 @@ def test_a_model_is_measured_with_engines_of_its_kind(tmp_path: Path, tiny_model
         Engine("vllm", backend="vllm"),
         Engine("x", backend="x"),
     )
-    both = matching(setups([tiny_model, directory], [llama, vllm]))
+    both = fitting(setups([tiny_model, directory], [llama, vllm]))
     assert [(one.model, one.engine) for one in both] == [(tiny_model, llama), (directory, vllm)]
-    assert len(matching(setups([tiny_model], [llama, vllm]))) == 2
+    assert len(fitting(setups([tiny_model], [llama, vllm]))) == 2
     with pytest.raises(ModelFileError, match="safetensors format") as caught:
-        matching(setups([tiny_model, directory], [llama]))
+        fitting(setups([tiny_model, directory], [llama]))
     assert "--backend vllm" in str(caught.value)
-    assert len(matching(setups([tiny_model, directory], [other]))) == 2
+    assert len(fitting(setups([tiny_model, directory], [other]))) == 2

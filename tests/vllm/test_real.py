@@ -21,6 +21,7 @@ import rocllm
 from rocllm import env
 from rocllm.backends.vllm import VllmBackend
 from rocllm.backends.vllm.shared_memory import find_shared_memory
+from rocllm.bench import decode_report
 from rocllm.errors import (
     OptionsError,
     ServerCrashed,
@@ -212,6 +213,28 @@ def test_what_vllm_refuses(vllm_model: Path, tmp_path: Path) -> None:
     environ = {**os.environ, env.VLLM_ARGS: "--no-such-option"}
     with pytest.raises(OptionsError, match="unrecognized arguments: --no-such-option"):
         rocllm.load_model(vllm_model, backend="vllm", environ=environ)
+
+
+def test_it_is_measured(vllm_model: Path, tmp_path: Path) -> None:
+    """By `rocllm bench`, as every engine is; with the memory that it tells, and nothing planned."""
+    report = tmp_path / "report.json"
+    suite = ("--quick", "--only", "decode", "--repetitions", "1", "--warmups", "0", "-t", "1")
+    command = (sys.executable, "-m", "rocllm", "bench", str(vllm_model), "--backend", "vllm")
+    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    done = subprocess.run(
+        (*command, *suite, "--json", str(report)),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=environ,
+    )
+    assert done.returncode == 0, done.stderr
+    (subject,) = decode_report(report.read_text(), "it").subjects
+    assert subject.engine_version == VllmBackend().engine()
+    assert subject.summary("decode", "decode") is not None
+    assert {part.kind for part in subject.memory} >= {"KV cache"}
+    assert {part.planned for part in subject.memory} == {None}
 
 
 def test_it_is_available(vllm_model: Path) -> None:

@@ -8,7 +8,7 @@ Summary(n=3, median=121.4, mad=0.8)
 
 from rocllm.bench.charts import need_charts, write_charts
 from rocllm.bench.compare import Change, Comparison, compare_reports
-from rocllm.bench.engines import find_engines, matching
+from rocllm.bench.engines import find_engines, fitting
 from rocllm.bench.history import (
     Entry,
     History,
@@ -50,10 +50,10 @@ __all__ = [
     "describe_machine",
     "encode_report",
     "find_engines",
+    "fitting",
     "is_of",
     "keep_report",
     "label_subjects",
-    "matching",
     "need_charts",
     "rate",
     "read_history",

@@ -53,7 +53,7 @@ def find_engines(names: Sequence[str], environ: Mapping[str, str]) -> tuple[Engi
     return tuple(found)
 
 
-def matching(setups: Sequence[Setup]) -> tuple[Setup, ...]:
+def fitting(setups: Sequence[Setup]) -> tuple[Setup, ...]:
     """Without the pairs of a GGUF file with vLLM, and of safetensors with llama.cpp.
 
     An engine that takes none of the models stays: its cells say why. Raises `ModelFileError` for a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,10 +50,4 @@ def _engines(subjects: Sequence[Subject]) -> list[str]:
     """What the engine says of itself; where there are several, the names with the builds."""
     if len({one.engine for one in subjects}) == 1:
         return [one.engine_version or "" for one in subjects]
-    builds = [_build(one.engine_version or "") for one in subjects]
-    return [f"{one.engine} {build}".strip() for one, build in zip(subjects, builds, strict=True)]
-
-
-def _build(version: str) -> str:
-    """The last word with a digit: `b11549`, or `0.32.0` of `vLLM 0.32.0 (cpu)`."""
-    return next((word for word in reversed(version.split()) if re.search(r"\d", word)), "")
+    return [f"{one.engine} {one.build}".strip() for one in subjects]

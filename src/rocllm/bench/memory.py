@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from rocllm.backends import LoadedInfo
@@ -11,14 +11,17 @@ from rocllm.bench.report import HOST, MemoryPart
 from rocllm.errors import RocllmError
 from rocllm.memory import GpuMemory, Memory, Part, measured_parts, plan_memory
 from rocllm.options import LoadOptions
+from rocllm.safetensors import find_directory
 
 
 def memory_parts(info: LoadedInfo, options: LoadOptions) -> tuple[MemoryPart, ...]:
     """Where the memory of a loaded model is.
 
     Weights in host memory have no figure of the engine: it tells which range of the file it has
-    mapped, not what it needs of it.
+    mapped, not what it needs of it. Nothing was planned for a model that is no GGUF file.
     """
+    if find_directory(info.path) is not None:
+        return tuple(_told(info))
     names = _gpu_names(buffer.device for buffer in info.buffers) if info.devices else ()
     allocated = _sums(measured_parts(info.buffers, names))
     planned = _sums(_planned(info, options))
@@ -27,6 +30,14 @@ def memory_parts(info: LoadedInfo, options: LoadOptions) -> tuple[MemoryPart, ..
         MemoryPart(_place(info, gpu), kind, allocated.get((gpu, kind)), planned.get((gpu, kind)))
         for gpu, kind in keys
     )
+
+
+def _told(info: LoadedInfo) -> Iterator[MemoryPart]:
+    """What vLLM tells: weights and cache, of each GPU in turn."""
+    kinds = {"model": "weights", "KV": "KV cache"}
+    for one in info.buffers:
+        gpu = int(one.device.removeprefix("GPU")) if one.device.startswith("GPU") else None
+        yield MemoryPart(_place(info, gpu), kinds.get(one.kind, one.kind), one.size, None)
 
 
 def _sums(parts: Iterable[Part]) -> dict[tuple[int | None, str], int]:

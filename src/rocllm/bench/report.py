@@ -125,6 +125,12 @@ class Subject:
             return stem
         return " ".join(filter(None, (self.name, self.quantization))) or stem
 
+    @property
+    def build(self) -> str:
+        """The last word with a digit of `engine_version`: `b11549`, or of vLLM `0.32.0`."""
+        words = (self.engine_version or "").split()
+        return next((word for word in reversed(words) if re.search(r"\d", word)), "")
+
     def cell(self, kind: Kind, size: int = 1) -> Cell | None:
         """The cell of a workload; `None`: it was not in the suite."""
         return next((one for one in self.cells if (one.kind, one.size) == (kind, size)), None)

@@ -18,8 +18,8 @@ from rocllm.bench import (
     Step,
     Suite,
     find_engines,
+    fitting,
     keep_report,
-    matching,
     run_suite,
     setups,
 )
@@ -40,7 +40,7 @@ def measure(given: Mapping[str, Any], names: Sequence[str]) -> Report:
     if "demo" in names:
         pull_demo()
     paths = [resolve_model(name, os.environ) for name in names]
-    planned = matching(
+    planned = fitting(
         setups(
             paths,
             find_engines(_engines(given), os.environ),

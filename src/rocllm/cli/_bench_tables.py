@@ -81,7 +81,7 @@ def print_history(console: Console, entries: Sequence[Entry]) -> None:
             options += [subject.cache_type or ""]
             table.add_row(
                 Text(", ".join(filter(None, (subject.title, *options)))),
-                Text(f"{subject.engine} {(subject.engine_version or '').split(' ')[-1]}"),
+                Text(f"{subject.engine} {subject.build}".strip()),
                 entry.report.started[:10],
                 rate(row.single),
                 many,
