@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from rocllm.backends.base import LoadedInfo, LoadRequest
 from rocllm.backends.launcher import PORT_TRIES, LlamaServer, choose_endpoint
@@ -14,11 +13,11 @@ from rocllm.backends.recovery import CAUSES, Rung, Situation, next_step
 from rocllm.backends.vllm.command import build_command
 from rocllm.backends.vllm.decide import Decision, decide
 from rocllm.backends.vllm.log import VllmLog
-from rocllm.backends.vllm.shared_memory import find_shared_memory, remove_shared_memory
+from rocllm.backends.vllm.shared_memory import SharedMemoryWatch, remove_shared_memory
 from rocllm.devices import Device, discrete_gpus, vram_info, wait_memory_released
 from rocllm.endpoint import Endpoint
 from rocllm.errors import AddressInUse, OffloadFailed, RocllmError
-from rocllm.server import LoadReport, RunDir, ServerProcess, start_server
+from rocllm.server import LoadProgress, LoadReport, RunDir, ServerProcess, start_server
 
 # Seconds that vLLM takes to end after its engine has died: it says so to every client first.
 _CRASH_NOTICE = 10.0
@@ -49,7 +48,7 @@ class VllmLauncher:
         self._last: tuple[int | None, tuple[Device, ...]] | None = None
         self._pid = os.getpid()
         # What the last server's processes share.
-        self._shared: frozenset[Path] = frozenset()
+        self._shared: SharedMemoryWatch | None = None
 
     def start(self, cancel: threading.Event, on_exit: Callable[[], None]) -> LlamaServer:
         """Start a server; the first decides how, and on which endpoint, for those that follow."""
@@ -118,8 +117,10 @@ class VllmLauncher:
 
     def _clear(self) -> None:
         """Remove what a server that was killed has left in shared memory."""
-        if os.getpid() == self._pid:  # in a forked copy of the program the server is not ours
-            remove_shared_memory(self._shared)
+        # In a forked copy of the program the server is not ours.
+        if os.getpid() == self._pid and self._shared is not None:
+            remove_shared_memory(self._shared.found)
+            self._shared = None
 
     def _await_memory(self) -> None:
         """Wait until the GPUs have back what the server before this one has used."""
@@ -145,7 +146,7 @@ class VllmLauncher:
             start_timeout=decision.options.start_timeout,
             names=decision.names,
             cancel=cancel,
-            on_progress=self._request.on_progress,
+            on_progress=self._note_progress,
             on_spawn=partial(self._note_child, decision, run_dir),
             on_exit=on_exit,
             log=log,
@@ -157,7 +158,8 @@ class VllmLauncher:
         except BaseException:
             process.stop()
             raise
-        self._shared = find_shared_memory(process.pid)
+        if self._shared is not None:
+            self._shared.look()
         self._info = self._describe(decision, endpoint, process, log, report)
         return LlamaServer(
             process, self._info, endpoint, self._interrupt, decision.names, _CRASH_NOTICE
@@ -165,7 +167,14 @@ class VllmLauncher:
 
     def _note_child(self, decision: Decision, run_dir: RunDir, pid: int) -> None:
         self._last = pid, decision.choice.devices
+        self._shared = SharedMemoryWatch(pid)
         run_dir.write_owner(pid)
+
+    def _note_progress(self, progress: LoadProgress) -> None:
+        if self._shared is not None:
+            self._shared.glance()
+        if self._request.on_progress is not None:
+            self._request.on_progress(progress)
 
     def _describe(
         self,
