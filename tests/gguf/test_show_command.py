@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.safetensors.made import CONFIG, write_model
 
 from rocllm.testing.gguf_writer import Tensor, Typed, Value, encode_header, write_gguf
 from rocllm.testing.tiny_models import tiny_llama
@@ -114,3 +115,18 @@ def test_a_broken_file(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert done.stdout == ""
     assert "is broken at byte" in done.stderr
     assert len(done.stderr.splitlines()) == 3
+
+
+def test_a_model_in_safetensors_format(tmp_path: Path) -> None:
+    """The same facts, from its configuration and headers, and the backend that runs it."""
+    directory = write_model(tmp_path / "Tiny-1M", {**CONFIG, "rope_theta": math.inf})
+    done = run_show(directory)
+    assert done.returncode == 0, done.stderr
+    facts = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    assert facts["quantization"].strip() == "BF16, 16.00 bits per weight"
+    assert facts["format"].strip() == "safetensors, for --backend vllm"
+    shown = show_as_json(directory / "model.safetensors")
+    assert shown["model"]["block_count"] == 2
+    assert shown["metadata"]["rope_theta"] == "inf"
+    done = run_show(directory, "--template")
+    assert "no chat template" in done.stdout

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import typer
+from tests.safetensors.made import write_model
 from typer.testing import CliRunner, Result
 
 from rocllm.cli.plan import plan
-from rocllm.errors import DoesNotFit, ModelNotFound, OptionsError
+from rocllm.errors import DoesNotFit, ModelFileError, ModelNotFound, OptionsError
 from rocllm.testing.fake_sysfs import RX_7700_XT, STRIX_HALO, write_tree
 from rocllm.testing.gguf_writer import write_gguf
 from rocllm.testing.model_zoo import real_model
@@ -185,3 +186,10 @@ def test_the_projector_beside_it(llama: Path) -> None:
     finally:
         mmproj.unlink()
     assert any(part["of"] == "projector" for part in answer["places"][0]["parts"])
+
+
+def test_a_model_in_safetensors_format(tmp_path: Path) -> None:
+    """It is for vLLM, which plans by itself."""
+    result = run(write_model(tmp_path / "model"))
+    assert isinstance(result.exception, ModelFileError)
+    assert "--backend vllm" in str(result.exception)

@@ -20,7 +20,7 @@ from rocllm.cli import _arguments as arguments
 from rocllm.cli._session import chosen
 from rocllm.cli._terminal import one_line
 from rocllm.devices import choose_devices, discover_devices
-from rocllm.errors import DoesNotFit, OptionsError, RocllmError
+from rocllm.errors import DoesNotFit, ModelFileError, OptionsError, RocllmError
 from rocllm.gguf import ModelInfo, read_model_info
 from rocllm.memory import (
     GpuMemory,
@@ -38,6 +38,7 @@ from rocllm.memory import (
     read_memory,
 )
 from rocllm.options import LoadOptions
+from rocllm.safetensors import find_directory
 from rocllm.server import find_server
 from rocllm.units import format_bytes, parse_size
 
@@ -94,6 +95,12 @@ def plan(
 ) -> None:
     """Plan, print, and end with an error if it does not fit."""
     path = resolve_model(model, os.environ)
+    if find_directory(path) is not None:
+        raise ModelFileError(
+            f"{str(path)!r} is a model in safetensors format",
+            why="a plan is for llama.cpp; vLLM takes the share of each GPU that is free",
+            remedy="run it with --backend vllm, which refuses what does not fit",
+        )
     options = resolve_companions(path, chosen(LoadOptions, ctx.params), os.environ)
     beside = read_companions(options, path)
     info = read_model_info(path)

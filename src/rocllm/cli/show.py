@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from rocllm.gguf import (
 )
 from rocllm.options import LoadOptions
 from rocllm.results import Message
+from rocllm.safetensors import find_directory, read_safetensors_info
 from rocllm.units import format_bytes, format_count
 
 HELP = "Show what a model file says about itself."
@@ -54,6 +55,10 @@ def show(
 ) -> None:
     """Show what a model file says about itself."""
     path = resolve_model(model, os.environ)
+    directory = find_directory(path)
+    if directory is not None:
+        _show_directory(directory, template=template, as_json=json_output)
+        return
     if template:
         _show_template(path, as_json=json_output)
         return
@@ -71,9 +76,35 @@ def show(
     rows += _about_files(parts)
     if problem:
         rows.append(("problem", ": ".join(filter(None, (problem.what, problem.why)))))
+    _print_rows(rows)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         typer.echo(f"{label:<{width}}  {one_line(text)}")
+
+
+def _show_directory(directory: Path, *, template: bool, as_json: bool) -> None:
+    """A model in safetensors format: what its configuration and its files' headers say."""
+    info = read_safetensors_info(directory)
+    if template and not as_json:
+        typer.echo(_lines(info.chat_template or "(the model has no chat template)"))
+        return
+    if as_json:
+        metadata = {key: _value_as_json(value) for key, value in info.metadata.items()}
+        document = {"path": str(directory), "model": _model_as_json(info), "metadata": metadata}
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+        return
+    size = format_bytes(info.file_size)
+    _print_rows(
+        [
+            *_about_model(info),
+            ("directory", str(directory)),
+            ("size", size if info.split_count == 1 else f"{size} in {info.split_count} files"),
+            ("format", "safetensors, for --backend vllm"),
+        ]
+    )
 
 
 def _show_template(path: Path, *, as_json: bool) -> None:
@@ -101,7 +132,8 @@ def _about_model(info: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "name", info.name or "-"
     yield "architecture", info.architecture
     label = f" (label: {info.size_label})" if info.size_label else ""
-    yield "parameters", (format_count(info.parameter_count) if info.tensors else "none") + label
+    count = info.parameter_count
+    yield "parameters", (format_count(count) if count else "none") + label
     bits = "" if info.bits_per_weight is None else f", {info.bits_per_weight:.2f} bits per weight"
     yield "quantization", (info.quantization or "-") + bits
     yield "context length", f"{info.context_length:,} tokens"
