@@ -59,14 +59,17 @@ bench: $(VENV)/.has-embedded-dev-bench
 bench-planner: $(VENV)/.has-embedded-dev-bench
 	@$(VENV)/bin/python benchmarks/planner.py
 
-# vLLM next to llama-server, with the same weights, for 1 to 64 callers: docs/engines.md.
+# vLLM next to llama-server, with the same weights, for 1 to 64 callers: docs/engines.md. What
+# `make native` has built is taken before the wheel's: that is not built for this processor.
 bench-vllm: $(VENV)/.has-embedded-dev
 	$(RUN) rocllm pull demo
 	@scripts/make-vllm $(VENV)/bin/python | { read -r python && read -r model && \
 		demo=$$($(RUN) rocllm pull demo) && gguf=$$model-BF16.gguf && \
 		{ [ -e "$$gguf" ] || $(VENV)/bin/python scripts/gguf_to_bf16.py "$$demo" "$$gguf"; } && \
+		llama=$${XDG_CACHE_HOME:-$$HOME/.cache}/rocllm/native/bin/llama-server && \
+		if [ -x "$$llama" ]; then llama=native=$$llama; else llama=embedded; fi && \
 		ROCM_VLLM_PYTHON=$$python $(RUN) rocllm bench "$$demo" "$$gguf" "$$model" \
-		--engines embedded,vllm --callers 1,4,16,64 --prompt-lengths 128,512 $(ARGS); }
+		--engines "$$llama,vllm" --callers 1,4,16,64 --prompt-lengths 128,512 $(ARGS); }
 
 native: $(VENV)/.has-embedded
 	@scripts/native $(VENV)/bin/python
