@@ -102,9 +102,12 @@ class LlamaServer:
 
     def explain(self, error: RocllmError) -> RocllmError:
         """What a broken connection, or an answer that does not come, means."""
+        notice = self._crash_notice
         if isinstance(error, RequestTimeout):
             self._kill_if_it_hangs(error)
-        if self._process.wait(self._crash_notice) is None and not self._stopping:
+            # One that is busy is not about to end.
+            notice = notice if self._verdict is not None else 0.0
+        if self._process.wait(notice) is None and not self._stopping:
             if not self._socket_is_gone():
                 return error
             self._give_up(
