@@ -60,8 +60,8 @@ class LoadOptions:
 
     ctx_size: context of one slot, in tokens; `None`: the longest that fits of 4096, 8192, 16384 …,
         up to the model's own; 4096 where it is not known how much memory is free.
-    parallel: number of slots, each with a context of its own; `None`: 1, as slots take memory from
-        the context.
+    parallel: number of slots, each with a context of its own; `None`: 4 or 2 on a GPU that has the
+        memory to spare, else 1. They take nothing away from a context that is chosen for you.
     n_gpu_layers: layers on the GPU; -1 is all of them, 0 none; `None`: all when a GPU is used.
     device: which GPU: `"cpu"`, a PCI address (`"0000:03:00.0"`), a ROCr ordinal (`"0"`), a UUID
         (`"GPU-9e7f4de7ac7cf81b"`), or several of them; `None`: the best discrete GPU.

@@ -112,6 +112,45 @@ def test_slots_are_paid_for(real: Real) -> None:
     assert_fits(plan)
 
 
+@pytest.mark.parametrize(
+    ("name", "memory", "options", "slots"),
+    [
+        ("Llama-3.1-8B", MACHINE, LoadOptions(ctx_size=2048), 4),  # 256 MiB each
+        ("Llama-3.1-8B", MACHINE, LoadOptions(ctx_size=4096), 2),  # 512 MiB each, of 16 GiB
+        ("Llama-3.1-8B", MACHINE, LoadOptions(ctx_size=8192), 1),
+        ("Llama-3.1-8B", MACHINE, LoadOptions(), 1),  # its context is the longest
+        ("Llama-3.1-8B", MACHINE, LoadOptions(ctx_size=2048, parallel=1), 1),
+        ("Llama-3.1-8B", MACHINE, LoadOptions(ctx_size=2048, n_gpu_layers=20), 1),
+        ("Llama-3.1-8B", Memory((CARD, CARD), HOST), LoadOptions(ctx_size=4096), 4),
+        ("Llama-3.1-8B", ON_CPU, LoadOptions(ctx_size=512), 1),
+        ("Llama-3.1-8B", Memory((replace(CARD, free=None),), HOST), LoadOptions(ctx_size=512), 1),
+        ("Gemma-3-27B", MACHINE, LoadOptions(ctx_size=512), 1),  # not all layers fit
+    ],
+)
+def test_slots_that_nobody_asked_for(
+    real: Real, name: str, memory: Memory, options: LoadOptions, slots: int
+) -> None:
+    """Several, on GPUs only, where all that they hold is an eighth of what is free at most."""
+    plan = plan_memory(real(name), memory, options)
+
+    assert plan.parallel == slots
+    assert_fits(plan)
+    said = [sentence for sentence in plan.because if "callers at once" in sentence]
+    assert len(said) == (slots > 1)
+    if slots > 1:
+        held = [part for part in plan.parts if part.kind == "KV cache" and part.gpu is not None]
+        assert sum(part.size for part in held) <= len(memory.gpus) * 16 * GIB / 8
+
+
+def test_slots_cost_no_context(real: Real) -> None:
+    """What is chosen for one slot is what each of several has."""
+    small = real("Gemma-3-4B")
+    huge = Memory((replace(CARD, free=48 * GIB, total=48 * GIB),), HOST)
+    plan = plan_memory(small, huge, LoadOptions())
+
+    assert (plan.ctx_size, plan.parallel) == (131072, 2)
+
+
 @pytest.mark.parametrize(("free", "count"), [(128, 32), (28, 12), (3, 1), (1.7, 0)])
 def test_saved_states_fit_into_host_memory(real: Real, free: float, count: int) -> None:
     """A quarter of what is left, or one state if only that has room: a 12B model's take 480 MiB."""

@@ -9,9 +9,11 @@ from rocllm.memory.estimate import GPU_RUNTIME, Part
 from rocllm.memory.fit import (
     CPU_CONTEXT_SHARE,
     GPU_HEADROOM,
+    SLOTS_SHARE,
     Attempt,
     Lack,
     Request,
+    held,
     host_headroom,
     settings_for,
     try_settings,
@@ -24,6 +26,12 @@ def reasons(request: Request, attempt: Attempt, *, known: bool) -> tuple[str, ..
     """Why this context and these layers, a sentence each. known: how much memory is free is."""
     because = [_context(request, attempt, known)]
     settings = attempt.settings
+    if settings.parallel > 1 and request.options.parallel is None:
+        taken = sum(held(attempt.parts, gpu) for gpu in range(request.n_gpus))
+        because.append(
+            f"{settings.parallel} slots, for as many callers at once: together they hold "
+            f"{format_bytes(taken)}, no more than 1/{SLOTS_SHARE} of what is free"
+        )
     if request.n_gpus and request.options.n_gpu_layers is None and settings.n_gpu_layers > 0:
         because.append(_partly(request, attempt))
     if settings.split:

@@ -32,6 +32,12 @@ MOST_HOST_HEADROOM = 4 * 2**30
 # beside the weights. It is filled at load, other programs share this memory, and a processor reads
 # some hundred tokens in a second: few wait for it to read 100,000.
 CPU_CONTEXT_SHARE = 8
+# Slots that nobody asked for, where all layers are on a GPU: there several callers share each pass
+# through the weights (the program that rocllm continues, on an RX 7800 XT: 239 tok/s over four
+# slots, 103 over one). On the CPU four get next to no more than one: docs/batch.md.
+SLOTS = (4, 2)
+# They take no context away, and what all of them hold is at most this part of what is free.
+SLOTS_SHARE = 8
 # Saved states take at most this part of the host's memory that the plan leaves over: they only
 # spare time, and with llama.cpp's default those of a Gemma 3 12B would come to 15 GiB.
 CHECKPOINT_SHARE = 4
@@ -134,12 +140,39 @@ def host_headroom(memory: Memory) -> int:
     return min(MOST_HOST_HEADROOM, (memory.host.total or memory.host.free or 0) // 8)
 
 
-def settings_for(request: Request, ctx_size: int, n_gpu_layers: int) -> Settings:
-    """The settings that the user's options and these two decisions come to."""
+def with_slots(request: Request, attempt: Attempt) -> Attempt:
+    """The same with several slots, where nobody said how many and there is memory to spare."""
+    settings = attempt.settings
+    whole = request.n_gpus and not 0 <= settings.n_gpu_layers < request.all_layers
+    if request.options.parallel is not None or not whole or attempt.lacks:
+        return attempt
+    for parallel in SLOTS:
+        several = settings_for(request, settings.ctx_size, settings.n_gpu_layers, parallel)
+        wider = try_settings(request, several)
+        if wider.fits and all(_is_small(request, wider, gpu) for gpu in range(request.n_gpus)):
+            return wider
+    return attempt
+
+
+def held(parts: tuple[Part, ...], gpu: int) -> int:
+    """Bytes on a GPU that the slots hold."""
+    return sum(
+        part.size for part in parts if part.gpu == gpu and part.kind in ("KV cache", "state")
+    )
+
+
+def _is_small(request: Request, attempt: Attempt, gpu: int) -> bool:
+    return held(attempt.parts, gpu) * SLOTS_SHARE <= (room(request.memory, gpu) or 0)
+
+
+def settings_for(
+    request: Request, ctx_size: int, n_gpu_layers: int, parallel: int | None = None
+) -> Settings:
+    """The settings that the user's options and these decisions come to."""
     options = request.options
     settings = Settings(
         ctx_size=ctx_size,
-        parallel=options.parallel or 1,
+        parallel=parallel or options.parallel or 1,
         n_gpu_layers=n_gpu_layers,
         batch_size=options.batch_size or (BATCH_SIZE_GPU if request.n_gpus else BATCH_SIZE_CPU),
         ubatch_size=options.ubatch_size or UBATCH_SIZE,

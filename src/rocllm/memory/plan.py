@@ -21,6 +21,7 @@ from rocllm.memory.fit import (
     search,
     settings_for,
     try_settings,
+    with_slots,
 )
 from rocllm.memory.kv import check_cache_types
 from rocllm.memory.layers import shape_of
@@ -77,7 +78,7 @@ def plan_memory(
     The context is the model's own, or the longest of 4096, 8192, 16384, … that fits with all
     slots, with all layers on the GPU; where not even 4096 does, fewer layers. Without a GPU it also
     stays modest: see `CPU_CONTEXT_SHARE`. It is 4096 (or the model's own, if that is less) when
-    nobody knows how much memory is free.
+    nobody knows how much memory is free. Slots that nobody asked for: see `SLOTS`.
 
     Raises `DoesNotFit`, `ModelFileError` for a file without weights, `OptionsError` for a context
     that the model does not have, for GPU layers without a GPU, for GPUs of different kinds, and for
@@ -89,7 +90,7 @@ def plan_memory(
     request = Request(shape_of(model), memory, options, tuple(measurements), companions)
     _check(request)
     known = all(room(memory, gpu) is not None for gpu in _places(request))
-    attempt = search(request) if known else _default(request)
+    attempt = with_slots(request, search(request)) if known else _default(request)
     if attempt.lacks:
         raise _does_not_fit(request, attempt)
     return _plan(request, attempt, known=known)
