@@ -11,9 +11,18 @@ import pytest
 
 from rocllm.devices import Choice, Machine, choose_devices, discover_devices
 from rocllm.devices._access import Access
-from rocllm.devices._sysfs import read_file
+from rocllm.devices._sysfs import Tree, read_file
 from rocllm.doctor import CHECKS, Finding, State, User, examine, run_checks
-from rocllm.doctor.types import Engine, EngineFiles, Facts, GfxTargets, Missing, RocmInstall
+from rocllm.doctor._rocm import find_installs
+from rocllm.doctor.types import (
+    Engine,
+    EngineFiles,
+    Facts,
+    GfxTargets,
+    Missing,
+    Repair,
+    RocmInstall,
+)
 from rocllm.errors import BinaryNotFound, StartFailed
 from rocllm.server import ListedDevice, ServerBinary
 from rocllm.testing.fake_sysfs import (
@@ -446,7 +455,7 @@ def test_rocm_installs(tmp_path: Path) -> None:
     write(tmp_path, "usr/lib64/libamdhip64.so.7")
     (tmp_path / "opt/rocm").symlink_to("rocm-6.3.3")
     assert by_id(examine(tmp_path, {}))["rocm"].evidence == (
-        "6.3.3 (/opt/rocm/lib), version unknown (/usr/lib64)"
+        "6.3.3 (/opt/rocm/lib); version unknown (/usr/lib64)"
     )
     (tmp_path / "opt/rocm").unlink()
     write(tmp_path, "opt/rocm/core-7.14/lib/libamdhip64.so.7")
@@ -518,7 +527,7 @@ def test_files_of_the_engine(
 ) -> None:
     """Against the chip of the GPU that is chosen, and of no other."""
     here = facts(tmp_path, *DESKTOP)
-    installs = (RocmInstall("6.3.3", str(tmp_path / "lib")),)
+    installs = (RocmInstall("6.3.3", (str(tmp_path / "lib"),)),)
     found = by_id(run_checks(replace(here, engine_files=files, installs=installs)))[check]
 
     assert found.state == state
@@ -551,16 +560,99 @@ def test_code_is_wanted_for_the_chip_that_rocm_sees(
     assert tuple(found[one].state for one in ("override", "gpu-code", "rocblas")) == states
 
 
-def test_library_that_is_there_and_not_searched(tmp_path: Path) -> None:
-    """The command names the directory."""
-    write(tmp_path, "lib/libhipblas.so.3")
-    installs = (RocmInstall("7.14", str(tmp_path / "lib")),)
-    files = replace(HIP, missing=(Missing("libhipblas.so.3", "/opt/libggml-hip.so"),))
-    here = replace(facts(tmp_path / "m", RX_7700_XT), engine_files=files, installs=installs)
-    found = by_id(run_checks(here))["libraries"]
+def test_wheels_of_rocm(tmp_path: Path) -> None:
+    """The runtime and the libraries of one environment are one user space; a part is none."""
+    write(tmp_path, "opt/x")
+    site = "home/ann/env/lib/python3.12/site-packages"
+    write(tmp_path, f"{site}/_rocm_sdk_core/lib/libamdhip64.so.7")
+    write(tmp_path, f"{site}/_rocm_sdk_libraries_gfx110X_dgpu/lib/librocblas.so.5")
+    write(tmp_path, f"{site}/_rocm_sdk_libraries_gfx110X_dgpu/lib/cmake/x")
+    write(tmp_path, f"{site}/rocm_sdk_core-7.14.0rc1.dist-info/METADATA")
+    write(tmp_path, "usr/lib/python3/dist-packages/_rocm_sdk_libraries/lib/librocblas.so.5")
+    found = by_id(examine(tmp_path, {"VIRTUAL_ENV": "/home/ann/env"}))["rocm"]
 
+    assert found.evidence == (
+        f"7.14.0rc1 (/{site}/_rocm_sdk_core/lib, /{site}/_rocm_sdk_libraries_gfx110X_dgpu/lib)"
+    )
+    assert "none found" in by_id(examine(tmp_path, {}))["rocm"].evidence
+    server = "/home/ann/env/bin/llama-server"
+    inside = f"/{site}/llama_cpp/bin/llama-server"
+    for engine in (server, inside):
+        assert len(find_installs(Tree(str(tmp_path)), {}, engine)) == 1, engine
+
+
+def test_rocm_of_fedora(tmp_path: Path) -> None:
+    """rocBLAS is apart, by family of chips, and that is no mixture with the runtime."""
+    write(tmp_path, "usr/lib64/libamdhip64.so.6")
+    write(tmp_path, "usr/lib64/rocm/gfx11/lib/librocblas.so.4")
+    write(tmp_path, "usr/lib64/rocm/llvm/lib/libLLVM.so")
+    found = find_installs(Tree(str(tmp_path)), {})
+    assert [one.libraries for one in found] == [("/usr/lib64",), ("/usr/lib64/rocm/gfx11/lib",)]
+
+    libraries = {
+        "libamdhip64.so.6": "/usr/lib64/libamdhip64.so.6",
+        "librocblas.so.4": "/usr/lib64/rocm/gfx11/lib/librocblas.so.4",
+    }
+    here = facts(tmp_path / "m", RX_7700_XT)
+    files = replace(HIP, libraries=libraries)
+    rocm = by_id(run_checks(replace(here, engine_files=files, installs=found)))["rocm"]
+    assert rocm.state == "ok"
+    assert rocm.evidence.count(", used") == 2
+
+
+def test_which_rocm_is_used(tmp_path: Path) -> None:
+    """Of several one is; what llama-server brings itself is named, too."""
+    installs = tuple(
+        RocmInstall(version, (f"/opt/rocm-{version}/lib",)) for version in ("6.3.3", "7.2.0")
+    )
+    here = replace(facts(tmp_path, RX_7700_XT), installs=installs)
+
+    def said(path: str) -> str:
+        files = replace(HIP, libraries={"librocblas.so.5": path})
+        return by_id(run_checks(replace(here, engine_files=files)))["rocm"].evidence
+
+    assert said("/opt/rocm-7.2.0/lib/librocblas.so.5") == (
+        "6.3.3 (/opt/rocm-6.3.3/lib), not used; 7.2.0 (/opt/rocm-7.2.0/lib), used"
+    )
+    assert said("/opt/llama/librocblas.so.5").endswith("lib), not used; /opt/llama, used")
+
+
+def missing_hipblas(tmp_path: Path, *repairs: Repair) -> Finding:
+    """What is said of a machine on which libhipblas is missing."""
+    files = replace(
+        HIP, missing=(Missing("libhipblas.so.3", "/opt/libggml-hip.so"),), repairs=repairs
+    )
+    here = replace(facts(tmp_path / "m", RX_7700_XT), engine_files=files)
+    return by_id(run_checks(here))["libraries"]
+
+
+def test_library_that_is_there_and_not_searched(tmp_path: Path) -> None:
+    """The command names the directories: of the chip's family, where each has its own."""
+    wheels = RocmInstall("7.14", ("/e/_rocm_sdk_core/lib", "/e/_rocm_sdk_libraries/lib"))
+    found = missing_hipblas(tmp_path, Repair(wheels))
     assert found.state == "fail"
-    assert str(found.command).startswith(f"export LD_LIBRARY_PATH={tmp_path}/lib")
+    assert found.command == (
+        "export LD_LIBRARY_PATH=/e/_rocm_sdk_core/lib:/e/_rocm_sdk_libraries/lib"
+        '"${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"'
+    )
+    assert "(ROCm 7.14) have what is missing and are not searched" in found.evidence
+
+    families = (
+        Repair(RocmInstall(None, (f"/usr/lib64/rocm/{family}/lib",)))
+        for family in ("gfx1", "gfx10", "gfx11", "gfx9")
+    )
+    command = missing_hipblas(tmp_path / "2", *families).command
+    assert command is not None
+    assert "=/usr/lib64/rocm/gfx11/lib" in command
+
+
+def test_user_space_that_is_not_complete(tmp_path: Path) -> None:
+    """What would be missing even so is named."""
+    core = RocmInstall("7.14", ("/e/_rocm_sdk_core/lib",))
+    found = missing_hipblas(tmp_path, Repair(core, ("libhipblas.so.3",)))
+    assert found.command is None
+    assert "in LD_LIBRARY_PATH it would still lack libhipblas.so.3" in found.evidence
+    assert "install ROCm 7 or later" in str(found.remedy)
 
 
 @pytest.mark.parametrize(

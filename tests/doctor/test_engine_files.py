@@ -169,6 +169,51 @@ def test_build_with_a_hip_backend_beside_it(tmp_path: Path, elf: Write, bundle: 
     assert files.rocblas_targets == {"gfx1100", "gfx90a"}
 
 
+def test_user_space_that_repairs(tmp_path: Path, elf: Write) -> None:
+    """Wheels beside a llama-server of the same environment; the export that is advised works."""
+    site = tmp_path / "lib" / "python3.12" / "site-packages"
+    core, math = site / "_rocm_sdk_core" / "lib", site / "_rocm_sdk_libraries_gfx110X_dgpu" / "lib"
+    old = tmp_path / "rocm-6.3.3" / "lib"
+    for folder in (core, math, old, tmp_path / "bin", site / "rocm_sdk_core-7.14.0.dist-info"):
+        folder.mkdir(parents=True)
+    (core / "libamdhip64.so.7").write_bytes(elf())
+    (math / "librocblas.so.5").write_bytes(elf(["libamdhip64.so.7"]))
+    (old / "libamdhip64.so.6").write_bytes(elf())
+    server = tmp_path / "bin" / "llama-server"
+    server.write_bytes(elf(["librocblas.so.5", "libamdhip64.so.7"]))
+
+    (repair,) = read_engine_files(str(server), {"ROCM_PATH": str(old.parent)}).repairs
+    assert repair.install.version == "7.14.0"
+    assert repair.install.libraries == (str(core), str(math))
+    assert repair.lacking == ()
+    search = {"LD_LIBRARY_PATH": ":".join(repair.install.libraries)}
+    assert read_engine_files(str(server), search).missing == ()
+
+    (math / "librocblas.so.5").unlink()
+    (repair,) = read_engine_files(str(server), {}).repairs
+    assert repair.lacking == ("librocblas.so.5",)
+
+
+def test_the_newest_user_space_repairs(tmp_path: Path, elf: Write) -> None:
+    """Of those whose libraries have the right names; the user's variable wins."""
+    server = tmp_path / "llama-server"
+    server.write_bytes(elf(["libamdhip64.so.7"]))
+    for version in ("7.2.0", "7.14.1"):
+        site = tmp_path / version / "lib" / "python3" / "site-packages"
+        core = site / "_rocm_sdk_core" / "lib"
+        core.mkdir(parents=True)
+        (core / "libamdhip64.so.7").write_bytes(elf())
+        (site / f"rocm_sdk_core-{version}.dist-info").mkdir()
+    environ = {"VIRTUAL_ENV": str(tmp_path / "7.2.0"), "CONDA_PREFIX": str(tmp_path / "7.14.1")}
+
+    def first(environ: dict[str, str]) -> str | None:
+        return read_engine_files(str(server), environ).repairs[0].install.version
+
+    assert first(environ) == "7.14.1"
+    named = f"{tmp_path}/7.2.0/lib/python3/site-packages/_rocm_sdk_core"
+    assert first({**environ, "ROCM_PATH": named}) == "7.2.0"
+
+
 def test_script_in_the_place_of_a_program(tmp_path: Path) -> None:
     """A wrapper hides what it starts."""
     (tmp_path / "llama-server").write_text("#!/bin/sh\nexec elsewhere\n")

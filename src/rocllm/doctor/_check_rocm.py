@@ -17,6 +17,7 @@ from rocllm.doctor.types import (
     Facts,
     GfxTargets,
     Missing,
+    Repair,
     RocmInstall,
     Verdict,
     fail,
@@ -28,6 +29,8 @@ from rocllm.doctor.types import (
 _ROCM = re.compile(r"lib(?:amdhip64|rocblas|hipblas|hipblaslt|hsa-runtime64|rocsolver)\.so\.\d+")
 # The directories of AMD's packages.
 _VERSIONED = re.compile(r"/(?:rocm|core)-(\d+(?:\.\d+)*)/")
+# Libraries for one family of chips: `/rocm/gfx11/lib`, `_rocm_sdk_libraries_gfx110X_dgpu`.
+_FAMILY = re.compile(r"[/_](gfx[0-9a-f]+)")
 # Names of ROCm's libraries by its major version (ROCm 6.3.3, 7.2 and 10.0).
 _BELONGS = {
     "libamdhip64.so.6": "ROCm 6",
@@ -45,30 +48,51 @@ def check_rocm(facts: Facts) -> Verdict:
     """ROCm's libraries on the machine, and their versions."""
     if facts.installs is None:
         return unknown(NOT_TOLD)
-    shown = ", ".join(_shown(install) for install in facts.installs)
     files = facts.engine_files
-    used = _used(files) if files else []
-    versions = dict.fromkeys(match[1] for path in used if (match := _VERSIONED.search(path)))
+    used = _used(files, facts.installs) if files else {}
+    versions = dict.fromkeys(used.values())
     if len(versions) > 1:
         return warn(
             f"llama-server would mix libraries of ROCm {' and '.join(versions)}",
             "leave one ROCm version in LD_LIBRARY_PATH",
         )
-    if shown or used:
-        return ok(shown or f"in {os.path.dirname(used[0])}")
+    shown = [_shown(install, used, files) for install in facts.installs]
+    known = {folder for install in facts.installs for folder in _real(install)}
+    shown += [f"{used[folder]}, used" for folder in used if folder not in known][:1]
+    if shown:
+        return ok("; ".join(shown))
     if files is not None and files.hip is not None:
         return warn("none found, and llama-server is built for it", "install ROCm")
     return ok("none found, and nothing here needs it")
 
 
-def _shown(install: RocmInstall) -> str:
-    return f"{install.version or 'version unknown'} ({install.libraries})"
+def _shown(install: RocmInstall, used: Collection[str], files: EngineFiles | None) -> str:
+    text = f"{install.version or 'version unknown'} ({', '.join(install.libraries)})"
+    if files is None or files.hip is None:
+        return text
+    return f"{text}, {'used' if any(one in used for one in _real(install)) else 'not used'}"
 
 
-def _used(files: EngineFiles) -> list[str]:
-    """The ROCm libraries that llama-server finds."""
-    found = (path for name, path in files.libraries.items() if _ROCM.fullmatch(name))
-    return [os.path.realpath(path) for path in found]
+def _real(install: RocmInstall) -> list[str]:
+    return [os.path.realpath(folder) for folder in install.libraries]
+
+
+def _used(files: EngineFiles, installs: Sequence[RocmInstall]) -> dict[str, str]:
+    """Folders of the ROCm libraries that llama-server finds, and what to call their version."""
+    names = {folder: _name(install) for install in installs for folder in _real(install)}
+    found: dict[str, str] = {}
+    for library, path in files.libraries.items():
+        if _ROCM.fullmatch(library):
+            folder = os.path.dirname(os.path.realpath(path))
+            version = _VERSIONED.search(f"{folder}/")
+            found[folder] = names.get(folder) or (version[1] if version else folder)
+    return found
+
+
+def _name(install: RocmInstall) -> str:
+    """A distribution's is one, though it may be in several folders."""
+    folder = install.libraries[0]
+    return install.version or ("of the distribution" if folder.startswith("/usr/lib") else folder)
 
 
 def check_libraries(facts: Facts) -> Verdict:
@@ -83,16 +107,27 @@ def check_libraries(facts: Facts) -> Verdict:
     needed = [missing for missing in files.missing if "vulkan" not in missing.needed_by]
     if not needed:
         return warn(f"{_missing(files.missing)}: its Vulkan backend does not work")
-    found = _holding(facts.installs or (), needed)
-    if found is not None:
+    repair = _repair(facts, files)
+    if repair is not None and not repair.lacking:
+        folders = repair.install.libraries
+        searched = "and is not searched" if len(folders) == 1 else "and are not searched"
+        has = "has" if len(folders) == 1 else "have"
+        version = f" (ROCm {repair.install.version})" if repair.install.version else ""
         return fail(
-            f"{_missing(needed)}; {found} has it and is not searched",
+            f"{_missing(needed)}; {' and '.join(folders)}{version} {has} what is missing "
+            f"{searched}",
             "let the loader search there",
-            f'export LD_LIBRARY_PATH={shlex.quote(found)}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"',
+            f"export LD_LIBRARY_PATH={shlex.quote(':'.join(folders))}"
+            '"${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"',
         )
     belongs = next((_BELONGS[one.library] for one in needed if one.library in _BELONGS), None)
     installed = ", ".join(install.version or "?" for install in facts.installs or ())
     here = f"; installed: {installed}" if installed and belongs else ""
+    if repair is not None:
+        here = (
+            f"; with {' and '.join(repair.install.libraries)} in LD_LIBRARY_PATH it would still "
+            f"lack {', '.join(repair.lacking[:_LISTED])}"
+        )
     return fail(
         f"{_missing(needed)}{here}",
         f"install {belongs} (hip-runtime-amd, rocblas and hipblas of AMD's packages), or use a "
@@ -103,15 +138,28 @@ def check_libraries(facts: Facts) -> Verdict:
 
 
 def _missing(missing: Sequence[Missing]) -> str:
-    names = ", ".join(one.library for one in missing[:_LISTED])
-    return f"{os.path.basename(missing[0].needed_by)} needs {names}, not found"
+    by: dict[str, list[str]] = {}
+    for one in missing[:_LISTED]:
+        by.setdefault(os.path.basename(one.needed_by), []).append(one.library)
+    needs = (f"{needer} needs {', '.join(names)}" for needer, names in by.items())
+    return f"{' and '.join(needs)}, not found"
 
 
-def _holding(installs: Collection[RocmInstall], missing: Sequence[Missing]) -> str | None:
-    for install in installs:
-        if all(os.path.exists(f"{install.libraries}/{one.library}") for one in missing):
-            return install.libraries
-    return None
+def _repair(facts: Facts, files: EngineFiles) -> Repair | None:
+    """The first that is complete, and has kernels for the chip where it is made for some only."""
+    chips = _chips(facts)
+
+    def other_chips(repair: Repair) -> int:
+        families = [
+            match[1] for path in repair.install.libraries if (match := _FAMILY.search(path))
+        ]
+        fitting = [len(one) for one in families if any(chip.startswith(one) for chip in chips)]
+        if families and chips and not fitting:
+            return 1
+        return -max(fitting, default=0)
+
+    ordered = sorted(files.repairs, key=lambda one: (len(one.lacking), other_chips(one)))
+    return next(iter(ordered), None)
 
 
 def check_gpu_code(facts: Facts) -> Verdict:

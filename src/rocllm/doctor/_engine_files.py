@@ -6,11 +6,13 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from rocllm.devices._sysfs import Tree
 from rocllm.doctor._bundles import SECTION, read_targets
 from rocllm.doctor._libraries import Loader, system_loader
-from rocllm.doctor.types import EngineFiles, GfxTargets
+from rocllm.doctor._rocm import find_installs
+from rocllm.doctor.types import EngineFiles, GfxTargets, Missing, Repair, RocmInstall
 from rocllm.errors import RocllmError, ServerError
 
 # rocBLAS looks there first (its documentation, "Environment variables").
@@ -39,12 +41,14 @@ def read_engine_files(path: str, environ: Mapping[str, str]) -> EngineFiles:
     plugins = _plugins(path, loader.found)
     for plugin in plugins:
         loader.load(plugin)
+    repairs = _repairs([*programs, *plugins], loader.missing, environ, path)
     hip, targets = _gpu_code(loader, [*plugins, *programs, *_ggml(loader.found)])
     rocblas = _kernel_directory(loader.found, environ)
     return EngineFiles(
         path=path,
         libraries=loader.found,
         missing=tuple(loader.missing),
+        repairs=repairs,
         hip=hip,
         vulkan=any("vulkan" in name for name in (*loader.found, *plugins)),
         targets=targets,
@@ -57,6 +61,42 @@ def failed_program(error: RocllmError | None) -> str | None:
     """The program that could not be run, if it is one and the error tells."""
     argv = error.argv if isinstance(error, ServerError) else ()
     return argv[0] if argv and os.path.isfile(argv[0]) else None
+
+
+def _repairs(
+    programs: Sequence[str], missing: Sequence[Missing], environ: Mapping[str, str], path: str
+) -> tuple[Repair, ...]:
+    """The user spaces with which less is missing, each by itself: two versions do not mix."""
+    if not missing:
+        return ()
+    before = {one.library for one in missing}
+    repairs = []
+    for install in find_installs(Tree("/"), environ, path):
+        loader = system_loader(environ)
+        loader.library_path = [*install.libraries, *loader.library_path]
+        for program in programs:
+            loader.load(program)
+        after = tuple(one.library for one in loader.missing if "vulkan" not in one.needed_by)
+        if before - set(after):
+            repairs.append(Repair(install, after))
+    return tuple(sorted(repairs, key=lambda repair: _preference(repair, environ)))
+
+
+def _preference(repair: Repair, environ: Mapping[str, str]) -> tuple[int, bool, list[int]]:
+    """Complete ones first, then the one that the user's variables name, then the newest."""
+    install = repair.install
+    return len(repair.lacking), not _named(install, environ), [-one for one in _numbers(install)]
+
+
+def _named(install: RocmInstall, environ: Mapping[str, str]) -> bool:
+    """A variable of the user's leads to it."""
+    roots = (environ.get(name, "").rstrip("/") for name in ("ROCM_PATH", "HIP_PATH"))
+    return any(root and install.libraries[0].startswith(f"{root}/") for root in roots)
+
+
+def _numbers(install: RocmInstall) -> tuple[int, ...]:
+    """Its version to compare; nothing when it is not known."""
+    return tuple(map(int, re.findall(r"\d+", install.version or "")[:3]))
 
 
 def _modules(path: str) -> list[str]:

@@ -73,7 +73,9 @@ def gather(
         user=user,
         files=_files(tree, machine, access, user, here),
         power=_power(tree, machine),
-        installs=find_installs(tree, environ) if tree.names("usr") or tree.names("opt") else None,
+        installs=find_installs(tree, environ, engine_path)
+        if tree.names("usr") or tree.names("opt")
+        else None,
         engine=engine,
         engine_files=None if engine_path is None else read_engine_files(engine_path, environ),
     )

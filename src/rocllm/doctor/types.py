@@ -86,10 +86,11 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class RocmInstall:
-    """A ROCm user space. version: `6.3.3`. libraries: the directory of its libraries."""
+    """A ROCm user space. version: `6.3.3`. libraries: the directories of its libraries, which are
+    several where it consists of Python wheels."""
 
     version: str | None
-    libraries: str
+    libraries: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,14 @@ class Missing:
 
     library: str
     needed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A user space that the loader would have to search, too. lacking: what is missing even so."""
+
+    install: RocmInstall
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,7 @@ class EngineFiles:
     """What the files of a llama-server tell.
 
     script: it is no program file. libraries: what was found, by name. missing: what was not.
+    repairs: user spaces that hold some of it, those first that hold all.
     hip: the file with ROCm's GPU code. targets: of that file. vulkan: it can use Vulkan.
     rocblas: directory of rocBLAS's kernels. rocblas_targets: the chips that it has kernels for.
     """
@@ -121,6 +131,7 @@ class EngineFiles:
     script: bool = False
     libraries: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
+    repairs: tuple[Repair, ...] = ()
     hip: str | None = None
     vulkan: bool = False
     targets: GfxTargets | None = None
