@@ -95,6 +95,7 @@ def test_a_card_has_what_nobody_uses(tmp_path: Path) -> None:
         total=12868124672,
         free=12868124672 - 1491832832,
         shared=False,
+        device="0",
     )
 
 

@@ -129,6 +129,18 @@ def test_layers_of_the_draft_stay_fixed(pair: tuple[ModelInfo, Companions]) -> N
         LoadOptions(n_gpu_layers_draft=5)
 
 
+def test_a_draft_on_two_gpus(pair: tuple[ModelInfo, Companions]) -> None:
+    """Also where the context is shorter than the model's own, and where only the draft is there."""
+    info, companions = pair
+    memory = card(7)
+    memory = Memory((*memory.gpus, replace(memory.gpus[0], label="second")), memory.host)
+    plan = plan_memory(info, memory, LoadOptions(), companions=companions)
+    assert plan.ctx_size < info.context_length
+    only = LoadOptions(n_gpu_layers=0, ctx_size=4096)
+    parts = plan_memory(info, memory, only, companions=companions).parts
+    assert {part.gpu for part in parts if part.of == "draft"} == {None, 0, 1}
+
+
 def test_to_do_without_is_the_nearest_way_out(
     real: Real, pair: tuple[ModelInfo, Companions], tmp_path: Path
 ) -> None:
@@ -137,12 +149,12 @@ def test_to_do_without_is_the_nearest_way_out(
     fixed = LoadOptions(ctx_size=16384, n_gpu_layers=-1)
     with pytest.raises(DoesNotFit) as caught:
         plan_memory(info, card(9), fixed, companions=companions)
-    assert caught.value.would_fit[0] == "no model_draft"
+    assert caught.value.would_fit[0] == "without --model-draft (model_draft=None)"
 
     projector = projector_of(read_gguf(write_mmproj(tmp_path, n_layers=27, **GEMMA)))
     with pytest.raises(DoesNotFit) as caught:
         plan_memory(info, card(8.3), fixed, companions=Companions(projector=projector))
-    assert caught.value.would_fit[0] == "no mmproj"
+    assert caught.value.would_fit[0] == "without --mmproj (mmproj=None)"
 
 
 def test_a_short_draft_is_said(real: Real, pair: tuple[ModelInfo, Companions]) -> None:

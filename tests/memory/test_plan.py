@@ -200,13 +200,13 @@ def test_a_plan_that_cannot_be_carries_numbers_and_ways_out(real: Real) -> None:
     assert error.why is not None
     assert "KV cache 16.0 GiB" in error.why
     assert error.would_fit == (
-        "q8_0 keys and values (context 131072)",
-        "ctx_size 65536",
-        "n_gpu_layers 23",
+        "--cache-type-k q8_0 --cache-type-v q8_0 (cache_type_k='q8_0', cache_type_v='q8_0')",
+        "--ctx-size 86016 (ctx_size=86016)",
+        "--n-gpu-layers 23 (n_gpu_layers=23)",
     )
     for changes in (
         {"cache_type_k": "q8_0", "cache_type_v": "q8_0"},
-        {"ctx_size": 65536},
+        {"ctx_size": 86016},
         {"n_gpu_layers": 23},
     ):
         assert_fits(plan_memory(info, MACHINE, replace(wanted, **changes)))  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_fewer_slots_and_a_smaller_file_are_ways_out(real: Real) -> None:
     )
     with pytest.raises(DoesNotFit) as caught:
         plan_memory(real("Qwen3-8B"), MACHINE, wanted)
-    assert caught.value.would_fit[0] == "parallel 6"
+    assert caught.value.would_fit[0] == "--parallel 6 (parallel=6)"
 
     tight = Memory((replace(CARD, free=11 * GIB // 2),), HOST)
     with pytest.raises(DoesNotFit) as caught:
@@ -232,26 +232,30 @@ def test_where_one_change_is_not_enough_several_are_named(real: Real) -> None:
     wanted = LoadOptions(ctx_size=32768, parallel=4, n_gpu_layers=-1)
     with pytest.raises(DoesNotFit) as caught:
         plan_memory(real("Gemma-3-27B"), MACHINE, wanted)
+    q8_0 = "--cache-type-k q8_0 --cache-type-v q8_0"
+    named = "cache_type_k='q8_0', cache_type_v='q8_0'"
     assert caught.value.would_fit == (
-        "n_gpu_layers 32",
-        "a file of the quantisation Q3_K_M (about 12.6 GiB), with ctx_size 4096 and parallel 1",
+        "--n-gpu-layers 32 (n_gpu_layers=32)",
+        f"{q8_0} --n-gpu-layers 40 ({named}, n_gpu_layers=40)",
+        f"a file of the quantisation IQ2_XXS (about 7.5 GiB) with {q8_0} ({named})",
     )
 
     tight = Memory((replace(CARD, free=8 * GIB),), HOST)
     with pytest.raises(DoesNotFit) as caught:
         plan_memory(real("Qwen3-8B"), tight, replace(wanted, parallel=64, cache_type_k="q4_0"))
-    assert caught.value.would_fit[0] == "parallel 1, ctx_size 16384"
-    less = LoadOptions(ctx_size=16384, n_gpu_layers=-1, cache_type_k="q4_0")
+    assert caught.value.would_fit[0] == (
+        "--parallel 1 --ctx-size 27648 (parallel=1, ctx_size=27648)"
+    )
+    less = LoadOptions(ctx_size=27648, n_gpu_layers=-1, cache_type_k="q4_0")
     assert_fits(plan_memory(real("Qwen3-8B"), tight, less))
 
 
 def test_nothing_at_all_fits(real: Real) -> None:
-    """80B on a small machine: the file that would fit is named, or nothing is made up."""
+    """80B on a small machine: nothing is made up but a larger one."""
     info = real("Qwen3-Next-80B-A3B")
     with pytest.raises(DoesNotFit) as caught:
         plan_memory(info, Memory((), HostMemory(8 * GIB, 6 * GIB)), LoadOptions())
-    assert caught.value.would_fit == ()
-    assert caught.value.remedy == "use a smaller model, or a machine with more memory"
+    assert caught.value.would_fit == ("a machine with 50.0 GiB of free memory",)
 
 
 def test_a_vocabulary_is_no_model(real: Real) -> None:

@@ -75,7 +75,7 @@ def decide(request: LoadRequest, options: LoadOptions) -> Decision:
             engine_name(binary),
             [gpu.label for gpu in choice.devices],
         )
-        memory = read_memory(choice.devices, request.root)
+        memory = read_memory(choice.devices, request.root, machine)
         beside = read_companions(options, request.path)
         plan = plan_memory(info, memory, options, measurements=known, companions=beside)
     except RocllmError as exc:

@@ -163,8 +163,9 @@ def _elsewhere(memory: str, gfx: str | None, gpus: int, options: LoadOptions, ro
 
 
 def _here(options: LoadOptions, root: Path) -> Memory:
-    choice = choose_devices(discover_devices(root, os.environ), options.devices)
-    return read_memory(choice.devices, root)
+    machine = discover_devices(root, os.environ)
+    choice = choose_devices(machine, options.devices)
+    return read_memory(choice.devices, root, machine)
 
 
 def _measurements(path: Path, memory: Memory, options: LoadOptions) -> tuple[Measurement, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rocllm.devices import Device
+from rocllm.devices import Device, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class GpuMemory:
     """The memory of a GPU, in bytes; `None`: not known.
 
     label: what identifies it to a person. gfx_target: its instruction set. total: what ROCm can
-    allocate. free: what nobody uses. shared: it is part of the host's memory.
+    allocate. free: what nobody uses. shared: it is part of the host's memory. device: what the
+    option `device` calls it.
     """
 
     label: str
@@ -22,6 +23,7 @@ class GpuMemory:
     total: int | None = None
     free: int | None = None
     shared: bool = False
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +36,34 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What there is to put a model into. gpus: those that are to be used, none for the CPU."""
+    """What there is to put a model into. gpus: those that are to be used, none for the CPU.
+    others: those that could be used as well."""
 
     gpus: tuple[GpuMemory, ...] = ()
     host: HostMemory = HostMemory()
+    others: tuple[GpuMemory, ...] = ()
 
 
-def read_memory(devices: Sequence[Device], root: Path = Path("/")) -> Memory:
+def read_memory(
+    devices: Sequence[Device], root: Path = Path("/"), machine: Machine | None = None
+) -> Memory:
     """The memory of the chosen `devices` and of the host whose files are under `root`.
+
+    machine: what else there is; `None`: it does not matter.
 
     Never raises for what cannot be read: that is not known, then.
 
     >>> read_memory([]).host.free is not None  # doctest: +SKIP
     True
     """
-    return Memory(tuple(map(gpu_memory, devices)), _host_memory(root))
+    usable = () if machine is None or machine.denied is not None else machine.devices
+    others = (
+        device
+        for device in usable
+        if machine is not None and device.ordinal in machine.visible and device not in devices
+    )
+    gpus, more = map(gpu_memory, devices), map(gpu_memory, others)
+    return Memory(tuple(gpus), _host_memory(root), tuple(more))
 
 
 def gpu_memory(device: Device) -> GpuMemory:
@@ -60,6 +75,7 @@ def gpu_memory(device: Device) -> GpuMemory:
         total=total,
         free=None if total is None else max(0, total - (device.used_memory or 0)),
         shared=device.memory_pool == "gtt",
+        device=None if device.ordinal is None else str(device.ordinal),
     )
 
 

@@ -199,6 +199,8 @@ def _same_shares(split: tuple[int, ...], count: int) -> tuple[int, ...]:
     >>> _same_shares((20, 10), 9)
     (6, 3)
     """
+    if not any(split):  # the model itself is on no GPU
+        split = (1,) * len(split)
     shares = [part / sum(split) for part in accumulate(split)]
     counts = [0] * len(split)
     for index in range(count if split else 0):

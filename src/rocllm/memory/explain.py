@@ -136,8 +136,7 @@ def _context(request: Request, attempt: Attempt, known: bool) -> str:
 
 
 def _limit(request: Request, ctx_size: int) -> str:
-    longer = try_settings(request, settings_for(request, 2 * ctx_size, 0))
-    if request.n_gpus or not longer.fits:
+    if request.n_gpus or not try_settings(request, settings_for(request, 2 * ctx_size, 0)).fits:
         return "fits"
     return (
         f"takes no more than 1/{CPU_CONTEXT_SHARE} of the memory that is free beside the weights, "
