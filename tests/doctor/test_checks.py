@@ -153,6 +153,24 @@ def test_why_a_card_has_no_driver(
     assert driver.command == command
 
 
+@pytest.mark.parametrize(
+    ("device_id", "kfd", "says"),
+    [
+        (0x6617, False, "GCN 1"),  # an R7 240
+        (0x6798, True, "GCN 1"),
+        (0x6640, False, "no /sys/class/kfd"),
+        (0x67DF, True, "KFD did not accept it"),
+    ],
+)
+def test_a_card_that_rocm_never_took(tmp_path: Path, device_id: int, kfd: bool, says: str) -> None:
+    """No kernel option is advised where none would help."""
+    card = replace(RX_7700_XT, device_id=device_id, kfd=False)
+    found = by_id(examine(write_tree(tmp_path, [card], kfd=kfd), {}))["kfd"]
+    assert found.state == "fail"
+    assert says in found.evidence
+    assert ("CONFIG_HSA_AMD" in str(found.remedy)) is (says == "no /sys/class/kfd")
+
+
 @pytest.mark.parametrize(("name", "word"), [("radeon", "radeon"), ("vfio-pci", "virtual")])
 def test_other_drivers(tmp_path: Path, name: str, word: str) -> None:
     """Alone they are a failure; beside a card that works they are worth a word."""

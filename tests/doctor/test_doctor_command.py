@@ -159,6 +159,43 @@ def test_fix_asks_at_a_terminal(tmp_path: Path, answer: str, done: bool) -> None
     assert ("done; now log in\n" in said) is done
 
 
+@pytest.mark.parametrize("key", [b"\x03", b"\x04"])
+def test_fix_is_left_with_a_key(tmp_path: Path, key: bytes) -> None:
+    """Ctrl-C at the question ends the program with 130, Ctrl-D is a no; nothing is run."""
+    mark = tmp_path / "mark"
+    code = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "from rocllm import cli; from rocllm.cli import doctor\n"
+        f"command = doctor.Verdict('fail', 'x', 'y', 'touch {mark}', True)\n"
+        "doctor.examine = lambda *_: (doctor.finding('a', 'b', command),)\n"
+        "sys.argv[1:] = ['doctor', '--fix', '--no-run']; cli.main()"
+    )
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert child.stderr is not None
+        said = b""
+        while not said.endswith(b"run it? [y/N]: "):
+            byte = os.read(child.stderr.fileno(), 1)
+            assert byte, said
+            said += byte
+        os.write(ours, key)
+        child.communicate(timeout=_DEADLINE)
+    finally:
+        child.kill()
+        os.close(ours)
+        os.close(theirs)
+
+    assert child.returncode == (130 if key == b"\x03" else 4)
+    assert not mark.exists()
+
+
 def test_fix_runs_nothing_without_a_terminal(tmp_path: Path) -> None:
     """A pipe cannot agree."""
     mark = tmp_path / "mark"

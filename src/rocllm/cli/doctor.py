@@ -199,12 +199,21 @@ def _offer_fixes(findings: Sequence[Finding]) -> None:
         _offer(command, remedy)
 
 
+def _agreed() -> bool:
+    """A yes at the terminal. Ctrl-C ends the program, as it does elsewhere; Ctrl-D is a no."""
+    typer.echo("  run it? [y/N]: ", nl=False, err=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        typer.echo(err=True)
+    return answer.strip().lower() in ("y", "yes")
+
+
 def _offer(command: str, remedy: str | None) -> None:
     typer.echo(f"fix: {command}", err=True)
     if not sys.stdin.isatty():
         typer.echo("  not run: standard input is no terminal to ask at", err=True)
         return
-    if not typer.confirm("  run it?", default=False, err=True):
+    if not _agreed():
         return
     try:
         status = subprocess.run(shlex.split(command), check=False).returncode

@@ -22,6 +22,10 @@ DISCRETE = frozenset(
 # PCI device ids of gfx942: is it the APU?
 GFX942_INTEGRATED = {0x74A0: True, 0x74A1: False, 0x74A2: False, 0x74A5: False}
 
+# PCI device ids of GCN 1, which amdgpu may drive and KFD never took: Oland, Hainan, Tahiti,
+# Pitcairn, Verde (amdgpu_drv.c of Linux 6.12).
+GCN_1 = ((0x6600, 0x6631), (0x6660, 0x666F), (0x6780, 0x679F), (0x6800, 0x683F))
+
 # The `name` of a KFD node on kernels that do not print gfx_target_version yet (before 5.15).
 GFX_BY_ASIC = {
     "hawaii": "gfx701",

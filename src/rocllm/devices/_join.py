@@ -135,7 +135,7 @@ def _device_without_node(card: Card, topology: Topology, names: _Names) -> Devic
         vram_total=card.vram_total,
         used_memory=None if inside else card.vram_used,
         asleep=_asleep(card),
-        problems=(_problems.no_kfd_node(topology),),
+        problems=(_problems.no_kfd_node(topology, card.pci.device_id),),
         card=card.number,
         gtt_total=card.gtt_total,
         memory_pool=None if inside else "vram",

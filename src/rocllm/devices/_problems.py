@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rocllm import env
 from rocllm.devices._access import Access
+from rocllm.devices._chips import GCN_1
 from rocllm.devices._kfd import Topology
 from rocllm.devices.types import OtherCard, Problem
 from rocllm.units import format_bytes
@@ -21,8 +22,13 @@ _OTHER_DRIVERS = {
 _UNMAPPED = ("nogroup", "nobody")
 
 
-def no_kfd_node(topology: Topology) -> Problem:
+def no_kfd_node(topology: Topology, device_id: int | None) -> Problem:
     """A card of amdgpu that KFD does not list."""
+    if device_id is not None and any(first <= device_id <= last for first, last in GCN_1):
+        return Problem(
+            "ROCm never supported chips of its generation (GCN 1)",
+            "no kernel or option changes that; a llama-server with Vulkan may use it",
+        )
     if not topology.present:
         return Problem(
             "ROCm cannot use it without KFD, and there is no /sys/class/kfd",
