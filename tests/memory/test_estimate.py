@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
 from rocllm.errors import OptionsError
-from rocllm.gguf import ModelInfo
+from rocllm.gguf import ModelInfo, read_model_info
 from rocllm.memory import Kind, Part, Settings, estimate_parts, shape_of
 from rocllm.memory.kv import bytes_per_token, check_cache_types, checkpoint_size, row_size
 from rocllm.memory.layers import Shape
@@ -198,3 +199,32 @@ def narrow_heads(real: Real) -> Shape:
 def size(parts: tuple[Part, ...], gpu: int | None, kind: Kind) -> int:
     """Bytes of one kind in one place."""
     return sum(part.size for part in parts if (part.gpu, part.kind) == (gpu, kind))
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss", "llama", "qwen3moe", "qwen3next"])
+def test_weights_are_those_of_the_file(small: Callable[[str], Path], architecture: str) -> None:
+    """On the host and on GPUs, tensor by tensor; a tied output is there twice."""
+    path = small(architecture)
+    info = read_model_info(path)
+    sizes = {tensor.name: tensor.n_bytes or 0 for tensor in info.tensors}
+    # What the file holds, to the last byte: tensors are aligned to 32 bytes.
+    first = min(tensor.offset for tensor in info.tensors)
+    assert path.stat().st_size - first <= sum(-(-size // 32) * 32 for size in sizes.values())
+    assert path.stat().st_size - first >= sum(sizes.values())
+    embedding = sizes["token_embd.weight"]
+    tied = 0 if "output.weight" in sizes else embedding
+    for layers in range(info.block_count + 2):
+        settings = Settings(ctx_size=512, n_gpu_layers=layers)
+        parts = estimate_parts(shape_of(info), settings, 1)
+        weights = {part.gpu: part.size for part in parts if part.kind == "weights"}
+        first_on_gpu = info.block_count + 1 - layers
+        on_host = sum(
+            size
+            for name, size in sizes.items()
+            if (name.startswith("blk.") and int(name.split(".")[1]) < first_on_gpu)
+            or name.startswith("token_embd.")
+            or (layers == 0 and not name.startswith("blk."))
+        )
+        assert weights[None] == on_host, layers
+        both = sum(sizes.values()) + (tied if layers else 0)
+        assert weights[None] + weights.get(0, 0) == both, layers
