@@ -64,6 +64,22 @@ def test_the_tightest_group_counts(tmp_path: Path) -> None:
     assert host(tmp_path, files) == HostMemory(4 * MIB, 3 * MIB)
 
 
+def test_tmpfs_is_used_and_a_soft_limit_is_one(tmp_path: Path) -> None:
+    """What lies in /dev/shm cannot be dropped; above `memory.high` everything is slowed down."""
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": str(8 * MIB),
+        "sys/fs/cgroup/memory.current": str(6 * MIB),
+        "sys/fs/cgroup/memory.stat": f"file {5 * MIB}\nshmem {4 * MIB}\n",
+    }
+    assert host(tmp_path, files) == HostMemory(8 * MIB, 3 * MIB)
+    files["sys/fs/cgroup/memory.high"] = str(7 * MIB)
+    assert host(tmp_path, files) == HostMemory(7 * MIB, 2 * MIB)
+    files["sys/fs/cgroup/memory.max"] = "max\n"
+    assert host(tmp_path, files) == HostMemory(7 * MIB, 2 * MIB)
+
+
 def test_version_1(tmp_path: Path) -> None:
     """Other names, a controller in the list, and a huge number for no limit."""
     files = {

@@ -91,28 +91,46 @@ def _host_memory(root: Path) -> HostMemory:
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
     """Limit and what is left of it, of the control group of this process and those around it.
 
-    Pages of files count as free: the kernel drops them when memory runs short.
+    Pages of files count as free: the kernel drops them when memory runs short. Those of tmpfs,
+    which are counted among them, it cannot drop.
     """
     for folder, files in _cgroup_folders(root):
-        limit = _read_number(folder / files[0])
-        used = _read_number(folder / files[1])
-        if limit is None or used is None or limit >= 2**60:  # version 1 writes "no limit" so
-            continue
-        cached = _read_table(folder / "memory.stat").get(files[2], 0)
-        yield limit, max(0, limit - used + cached)
+        used = _read_number(folder / files.used)
+        for name in files.limits:
+            limit = _read_number(folder / name)
+            if limit is None or used is None or limit >= 2**60:  # version 1 writes "no limit" so
+                continue
+            stat = _read_table(folder / "memory.stat")
+            cached = max(0, stat.get(files.cached, 0) - stat.get(files.shared, 0))
+            yield limit, max(0, limit - used + cached)
 
 
-def _cgroup_folders(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
-    version_2 = ("memory.max", "memory.current", "file")
+@dataclass(frozen=True, slots=True)
+class _CgroupFiles:
+    """Names of files, and of lines in `memory.stat`."""
+
+    limits: tuple[str, ...]
+    used: str
+    cached: str
+    shared: str
+
+
+_VERSION_1 = _CgroupFiles(
+    ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_cache", "total_shmem"
+)
+# Above `memory.high` a process is slowed down until it hardly moves.
+_VERSION_2 = _CgroupFiles(("memory.max", "memory.high"), "memory.current", "file", "shmem")
+
+
+def _cgroup_folders(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
     mounted = root / "sys/fs/cgroup"
     for line in _read_lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         inside = Path(path.lstrip("/"))
         if controllers == "":
-            base, files = mounted, version_2
+            base, files = mounted, _VERSION_2
         elif "memory" in controllers.split(","):
-            base, files = mounted / "memory", version_1
+            base, files = mounted / "memory", _VERSION_1
         else:
             continue
         if ".." in inside.parts:
