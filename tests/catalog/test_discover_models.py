@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -176,7 +177,12 @@ def test_ollama(environ: dict[str, str], write_model: WriteModel, write_other: W
     assert (model.architecture, model.problem) == ("llama", None)
     for name in names:
         assert resolve_model(name, environ) == blob
-    assert projector.exists()
+    # Also where another manifest, or a link in a folder, leads to the same file first.
+    assert model.mmproj == (projector,)
+    (blobs.parent / "link").mkdir()
+    (blobs.parent / "link/mine.gguf").symlink_to(blob)
+    (linked,) = discover_models(environ, [blobs.parent / "link"])
+    assert (linked.names[0], linked.mmproj) == ("mine", (projector,))
 
 
 @pytest.mark.parametrize(
@@ -460,6 +466,22 @@ def test_a_broken_index(
     )
     assert discover_models(environ, [tmp_path / "m"]) == expected
     assert json.loads(index.read_bytes())["files"][str(path)]
+
+
+def test_an_index_that_many_write(
+    tmp_path: Path, environ: dict[str, str], write_model: WriteModel
+) -> None:
+    """Threads and processes at once: it is whole, whoever was last, and nothing is left about."""
+    for number in range(5):
+        write_model(tmp_path / f"m/{number}.gguf")
+    cache = tmp_path / "home/.cache/rocllm"
+    for _ in range(10):
+        (cache / "models.json").unlink(missing_ok=True)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: discover_models(environ, [tmp_path / "m"]), range(4)))
+        assert [len(models) for models in found] == [5] * 4
+        assert [path.name for path in cache.iterdir()] == ["models.json"]
+        assert len(json.loads((cache / "models.json").read_bytes())["files"]) == 5
 
 
 def test_an_index_that_cannot_be_written(

@@ -87,7 +87,7 @@ def discover_models(
 
 
 def _merge(files: Iterable[ModelFile]) -> list[ModelFile]:
-    """A file that was found again, in another store or through a link, only adds its names."""
+    """A file that is found again, in another store or through a link, adds names and projectors."""
     merged: dict[object, ModelFile] = {}
     for file in files:
         try:
@@ -98,8 +98,12 @@ def _merge(files: Iterable[ModelFile]) -> list[ModelFile]:
             identity = (status.st_dev, status.st_ino)
         first = merged.setdefault(identity, file)
         if first is not file:
-            names = tuple(dict.fromkeys((*first.names, *file.names)))
-            merged[identity] = replace(first, names=names)
+            merged[identity] = replace(
+                first,
+                names=tuple(dict.fromkeys((*first.names, *file.names))),
+                # A manifest of Ollama's tells them, a link to its file does not.
+                mmproj=tuple(dict.fromkeys((*first.mmproj, *file.mmproj))),
+            )
     return list(merged.values())
 
 

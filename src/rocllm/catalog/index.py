@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -72,7 +73,7 @@ class Index:
             entries = {key: entries[key] for key in self._used & entries.keys()}
         # With ASCII only, names of any bytes survive: what is no UTF-8 is a lone surrogate in them.
         text = json.dumps({"version": _VERSION, "files": entries}, ensure_ascii=True)
-        new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:

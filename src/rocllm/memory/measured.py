@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def store_measurement(model: Path, measurement: Measurement, environ: Mapping[st
     ]
     loads = [asdict(known) for known in (*kept, measurement)[-_MOST_KEPT:]]
     path = _path(model, environ)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"fingerprint": fingerprint, "loads": loads}))
