@@ -43,6 +43,15 @@ _THIRD_PARTY = {
     "xllamacpp": "server",
 }
 
+# Who runs programs, with the environment and the leash of docs/security.md: a server, a question
+# to a program, and the user's own pip and repairs, which are told all that he tells them.
+_RUNNERS = {
+    "rocllm.server._spawn",
+    "rocllm.server.ask",
+    "rocllm.catalog.pip_download",
+    "rocllm.cli.doctor",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Import:
@@ -158,6 +167,17 @@ def _circle(root: Path) -> list[str]:
     return []
 
 
+def _runners(root: Path) -> list[str]:
+    names = ("subprocess.Popen(", "subprocess.run(", "check_output(", "posix_spawn", "os.system(")
+    return [
+        module
+        for module, path in _modules(root).items()
+        if module not in _RUNNERS
+        and _package(module) != _FOR_TESTS
+        and any(name in path.read_text() for name in names)
+    ]
+
+
 def test_every_package_has_a_layer() -> None:
     """A new package is given its place in the order before anything else."""
     assert {_package(module) for module in _modules(_SOURCE)} - {""} <= set(_RANK)
@@ -183,6 +203,11 @@ def test_the_core_needs_the_standard_library_only() -> None:
     assert _foreign(_SOURCE) == []
 
 
+def test_programs_are_run_in_few_places() -> None:
+    """Who needs an answer of a program asks in `server/ask.py`."""
+    assert _runners(_SOURCE) == []
+
+
 @pytest.mark.parametrize(
     ("module", "text", "check"),
     [
@@ -196,6 +221,7 @@ def test_the_core_needs_the_standard_library_only() -> None:
         ("text/model.py", "def f():\n    from rocllm import env", _hidden),
         ("text/model.py", "import numpy.linalg", _foreign),
         ("text/model.py", "import typer", _foreign),
+        ("text/model.py", "import subprocess\nsubprocess.run(())", _runners),
         ("env.py", "from rocllm.units import x", _circle),
         ("text/model.py", "from . import helper", _circle),
         ("text/model.py", "from rocllm.text import name_in_init", _circle),

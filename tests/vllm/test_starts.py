@@ -104,6 +104,15 @@ def test_what_is_no_python(text: str, said: str, tmp_path: Path) -> None:
         find_vllm(environ(tmp_path / "nothing"))
 
 
+def test_the_probe_is_told_no_secret(tmp_path: Path) -> None:
+    """It gets of the user's environment what the server gets."""
+    python = fake_python(tmp_path / "bin", CPU_BUILD)
+    text = python.read_text()
+    python.write_text(text.replace("\n", '\n[ -z "$HF_TOKEN$AWS_SECRET_ACCESS_KEY" ] || exit\n', 1))
+    asked = environ(python, HF_TOKEN="hf_1", AWS_SECRET_ACCESS_KEY="2")
+    assert find_vllm(asked).version == "0.32.0"
+
+
 def test_the_probe_reads_a_real_tree(tmp_path: Path) -> None:
     """Versions and build are read from files; nothing is imported."""
     site = tmp_path / "site"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -34,7 +33,6 @@ _BLACKLIST = re.compile(
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 # libhsakmt is silent below level 3 (openclose.c of ROCm/rocm-systems 1b1610f).
 _TALKATIVE = {"HSAKMT_DEBUG_LEVEL": "6", "AMD_LOG_LEVEL": "1"}
-_ASK_SECONDS = 30.0
 _TELLING = re.compile(r"fail|error|denied|cannot|unable|no such|not found|invalid", re.IGNORECASE)
 _MAX_WORDS = 5
 
@@ -178,17 +176,8 @@ def _engine_path(engine: Engine) -> str | None:
 def _words(binary: ServerBinary, environ: Mapping[str, str]) -> tuple[str, ...]:
     """What llama-server and ROCm say while they find no GPU; by default they say nothing."""
     try:
-        answer = subprocess.run(
-            [*binary.argv, "--list-devices"],
-            env={**environ, **_TALKATIVE},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ASK_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        said = list_devices(binary, {**environ, **_TALKATIVE}).said
+    except RocllmError:
         return ()
-    lines = (line.strip() for line in answer.stderr.splitlines())
+    lines = (line.strip() for line in said)
     return tuple(line for line in lines if _TELLING.search(line))[:_MAX_WORDS]

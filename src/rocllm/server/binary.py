@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,9 +23,8 @@ from typing import Literal
 
 from rocllm import __version__, env
 from rocllm.errors import BinaryNotFound, StartFailed
-from rocllm.server._spawn import Leash
+from rocllm.server.ask import ask
 from rocllm.server.diagnose import cannot_run, explain_exit
-from rocllm.server.environment import scrub_environment
 from rocllm.server.help_text import parse_help
 
 EMBEDDED = "embedded"
@@ -236,7 +234,7 @@ def _keep(kept: Path, known: tuple[str, dict[str, str]]) -> None:
 
 def _ask(argv: tuple[str, ...], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     try:
-        answer = _run(argv, environ)
+        answer = ask(argv, environ, ASK_TIMEOUT)
     except subprocess.TimeoutExpired as exc:
         raise StartFailed(
             f"{' '.join(argv)} did not answer within {ASK_TIMEOUT:.0f} s",
@@ -250,28 +248,3 @@ def _ask(argv: tuple[str, ...], environ: Mapping[str, str]) -> subprocess.Comple
         output = tuple((answer.stdout + answer.stderr).splitlines())
         raise explain_exit(argv, answer.returncode, output)
     return answer
-
-
-def _run(argv: tuple[str, ...], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    with (
-        Leash() as leash,
-        subprocess.Popen(
-            argv,
-            env=scrub_environment(environ, os.devnull),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(leash.fd,),
-            text=True,
-            errors="replace",
-            process_group=0,
-        ) as process,
-    ):
-        try:
-            leash.tie(process.pid)
-            stdout, stderr = process.communicate(timeout=ASK_TIMEOUT)
-        except BaseException:
-            # The group, because a wrapper script would leave the real program behind.
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)

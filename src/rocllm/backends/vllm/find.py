@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from rocllm import env
 from rocllm.errors import BackendUnavailable
+from rocllm.server.ask import ask
 
 Build: TypeAlias = Literal["rocm", "cuda", "cpu"]
 
@@ -86,16 +87,14 @@ def _probe(python: str, environ: Mapping[str, str]) -> dict[str, Any]:
     argv = (python, str(Path(__file__).with_name("_probe.py")))
     why = None
     try:
-        done = subprocess.run(
-            argv, capture_output=True, timeout=_PROBE_TIMEOUT, env=dict(environ), check=False
-        )
+        done = ask(argv, environ, _PROBE_TIMEOUT)
         told = json.loads(done.stdout)
         if isinstance(told, dict) and "vllm" in told:
             return told
     except (OSError, subprocess.TimeoutExpired) as exc:
         why = getattr(exc, "strerror", None) or str(exc)
     except ValueError:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        lines = done.stderr.strip().splitlines()
         why = lines[-1] if lines else None
     raise BackendUnavailable(
         f"{python!r} is not a Python that has vLLM",
