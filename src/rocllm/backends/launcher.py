@@ -51,7 +51,8 @@ from rocllm.units import format_seconds
 
 # Tries with new ports, when the port is ours to choose and was taken between choosing and binding.
 PORT_TRIES = 3
-# Seconds that a request waits for its server to be seen dead after its connection broke.
+# Seconds after its connection broke in which a request sees that its server ends. One that we have
+# started ourselves ends before; it is a wrapper script that notices a little later.
 _CRASH_NOTICE = 1.0
 # Seconds in which a server that is alive answers a health check; it does so from a thread that has
 # nothing else to do, however busy the model is.
@@ -107,7 +108,8 @@ class LlamaServer:
             self._kill_if_it_hangs(error)
             # One that is busy is not about to end.
             notice = notice if self._verdict is not None else 0.0
-        if self._process.wait(notice) is None and not self._stopping:
+        self._process.wait(notice)
+        if self._process.wait_if_ending() is None and not self._stopping:
             if not self._socket_is_gone():
                 return error
             self._give_up(

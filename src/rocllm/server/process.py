@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from rocllm.errors import StartFailed
 from rocllm.server._spawn import Spawned, spawn
@@ -46,6 +47,9 @@ REAP_TIMEOUT = 30.0
 KEPT_LINES = 200
 _LONGEST_LINE = 4096
 _CHUNK = 1 << 16
+# A process that ends has this flag from the beginning of its end, before its files are closed, and
+# also when it is dead (include/linux/sched.h, do_exit in kernel/exit.c).
+_PF_EXITING = 0x4
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +118,14 @@ class ServerProcess:
         """Wait for the end, at most `timeout` seconds; the exit status, `None` if it still runs."""
         return self.exit_status if self._exited.wait(timeout) else None
 
+    def wait_if_ending(self) -> int | None:
+        """Wait for the end if it has begun; the exit status, `None` if the child runs on.
+
+        The kernel says so, which knows it before the child's connections break; the child's thread
+        may learn of it much later on a machine that has no time for it.
+        """
+        return self.wait(REAP_TIMEOUT if self._is_ending() else 0.0)
+
     def stop(self, term_grace: float = TERM_GRACE, kill_grace: float = KILL_GRACE) -> int:
         """Climb the stop ladder and return the exit status. Idempotent, and safe at any moment."""
         if os.getpid() != self._owner:
@@ -145,6 +157,16 @@ class ServerProcess:
     def kill(self) -> None:
         """End it at once with all that it started, without waiting; `stop` is still to follow."""
         self._signal(signal.SIGKILL)
+
+    def _is_ending(self) -> bool:
+        with self._reaping, contextlib.suppress(OSError):
+            if self.pid is None or self._exited.is_set():
+                return False
+            # Not reaped yet, so the number is the child's and nobody else's. The name of a program
+            # may hold blanks and parentheses; the flags are the seventh field after it, proc(5).
+            stat = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2]
+            return bool(int(stat.split()[6]) & _PF_EXITING)
+        return False
 
     def _climb(self, term_grace: float, kill_grace: float) -> None:
         for number, grace in (
