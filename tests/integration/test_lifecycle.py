@@ -28,8 +28,14 @@ from rocllm.errors import (
     ServerCrashed,
     StartCancelled,
     StartFailed,
+    StreamClosed,
 )
 from rocllm.gguf import read_gguf
+from rocllm.server import ServerProcess
+from rocllm.testing.fake_llama_server import write_fake_llama_server
+
+# Seconds for a server to end after SIGTERM, on a machine that has no time for it.
+STOP_DEADLINE = 60.0
 
 
 def process_is_gone(pid: int | None) -> bool:
@@ -275,3 +281,28 @@ def test_ctrl_c_while_loading(demo_model: Path) -> None:
     while not leftovers() <= before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("engine", ["embedded", "fake"])
+def test_a_stop_takes_one_sigterm(
+    demo_model: Path, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that nobody reads would keep the server alive: it is ended before the signal."""
+    if engine == "fake":
+        engine = str(write_fake_llama_server(tmp_path / "llama-server"))
+    sent = []
+    stop, send = ServerProcess.stop, ServerProcess._signal
+
+    def note(self: ServerProcess, number: signal.Signals) -> None:
+        sent.append(number)
+        send(self, number)
+
+    monkeypatch.setattr(ServerProcess, "_signal", note)
+    monkeypatch.setattr(ServerProcess, "stop", lambda self: stop(self, term_grace=STOP_DEADLINE))
+    with rocllm.load_model(demo_model, llama_server=engine, threads=1, ctx_size=8192) as model:
+        stream = model.generate("Once upon a time", max_tokens=-1)
+        next(stream)
+        model.stop()
+        assert sent == [signal.SIGTERM]
+        with pytest.raises(StreamClosed):
+            list(stream)
