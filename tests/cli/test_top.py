@@ -250,6 +250,26 @@ def test_a_card_that_is_taken_out_is_shown_as_gone(tmp_path: Path) -> None:
     assert re.search(r"^0  Radeon .* - +gone +- +- +-$", text(seen)[3])
 
 
+def test_a_card_that_kfd_has_not_forgotten_is_shown_as_gone(tmp_path: Path) -> None:
+    """Its node may stay for a while; when the card comes back, it is there again."""
+    root = machine(tmp_path, _BUSY)
+    card, out = root / "sys/class/drm/card0", root / "out"
+    watch = Watch(root)
+    try:
+        watch.look(0)
+        card.rename(out)
+        seen = [watch.look(0), watch.look(0)]
+        out.rename(card)
+        back = watch.look(0)
+    finally:
+        watch.close()
+
+    for one in seen:
+        assert [sample.present for sample in one.samples] == [False]
+        assert re.search(r"^0  Radeon .* - +gone +- +- +-$", text(one)[3])
+    assert [sample.busy_percent for sample in back.samples] == [97]
+
+
 def test_many_devices_leave_room_for_the_models(tmp_path: Path) -> None:
     """On a rack server in its finest partition mode."""
     root = machine(tmp_path, *partitions(_BUSY, 8))

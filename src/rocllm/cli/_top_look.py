@@ -190,10 +190,14 @@ def _model_as_json(model: Model) -> dict[str, Any]:
 def _with_those_that_went(
     now: tuple[Device, ...], before: tuple[Device, ...]
 ) -> tuple[Device, ...]:
-    """GPUs of today, then those that were there and are gone: they are shown as gone."""
-    there = {(device.pci_address, device.kfd_node) for device in now}
-    gone = [one for one in before if (one.pci_address, one.kfd_node) not in there]
-    return (*now, *gone)
+    """GPUs of today, then those that were there and are gone: they are shown as gone.
+
+    So is one that has lost its card, and of which KFD still knows: as it was, with its card.
+    """
+    known = {(device.pci_address, device.kfd_node): device for device in before}
+    there = [(known.pop((one.pci_address, one.kfd_node), None), one) for one in now]
+    lost = (was if was and was.card is not None and one.card is None else one for was, one in there)
+    return (*lost, *known.values())
 
 
 def _resident(pid: int) -> int | None:
