@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ _USERS_ENVIRON = dict(os.environ)
 # Every process that a test starts inherits this mark, however far down.
 _MARK = f"ROCLLM_TEST_SESSION={os.getpid()}"
 _SECONDS_TO_END = 10.0
+
+# A shell has what it runs with `&` in a script ignore Ctrl-C, and so all programs of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,7 @@ _RANK = {package: rank for rank, layer in enumerate(_LAYERS) for package in laye
 # For tests only: nothing else may import it.
 _FOR_TESTS = "testing"
 # The public door and the command line import what they need when they need it.
-_LAZY = {"rocllm", "rocllm.cli"}
+_LAZY = {"rocllm", "rocllm.__main__", "rocllm.cli"}
 # Packages that are not in the standard library, and who may use them.
 _THIRD_PARTY = {
     "httpx2": "catalog",  # what huggingface_hub raises when there is no network

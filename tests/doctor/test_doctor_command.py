@@ -165,10 +165,10 @@ def test_fix_is_left_with_a_key(tmp_path: Path, key: bytes) -> None:
     mark = tmp_path / "mark"
     code = (
         "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "from rocllm import cli; from rocllm.cli import doctor\n"
+        "from rocllm.__main__ import main; from rocllm.cli import doctor\n"
         f"command = doctor.Verdict('fail', 'x', 'y', 'touch {mark}', True)\n"
         "doctor.examine = lambda *_: (doctor.finding('a', 'b', command),)\n"
-        "sys.argv[1:] = ['doctor', '--fix', '--no-run']; cli.main()"
+        "sys.argv[1:] = ['doctor', '--fix', '--no-run']; main()"
     )
     ours, theirs = pty.openpty()
     child = subprocess.Popen(

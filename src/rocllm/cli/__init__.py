@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 something unexpected; 2 wrong usage or option; 3 the model file; 4 the GPUs;
 5 the server did not start, or died; 6 a request failed; 7 a measurement is worse than allowed;
-130 Ctrl-C; 143 SIGTERM.
+129 SIGHUP; 130 Ctrl-C; 143 SIGTERM.
 
 A command is imported when it is used, so that `rocllm --help` is quick.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -107,18 +106,6 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Run language models on AMD GPUs."""
-
-
-def main() -> None:
-    """The `rocllm` program."""
-    # So that `with` blocks end and the server is stopped, as they are by Ctrl-C.
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGHUP, _terminate)
-    app(prog_name="rocllm")
-
-
-def _terminate(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
