@@ -277,6 +277,47 @@ def test_redirects(environ: dict[str, str], hub: FakeHub, content: bytes) -> Non
     assert "secret" not in repr(remote)
 
 
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ("https://hub:8443/renamed/m.gguf", True),
+        ("https://hub/m.gguf", False),
+        ("https://hub:8444/m.gguf", False),
+        ("https://cdn.hub:8443/m.gguf", False),
+        ("https://other/m.gguf", False),
+    ],
+)
+def test_a_token_stays_on_one_server(target: str, kept: bool) -> None:
+    """Another port of the same machine is another server; another path is not."""
+    request = Request("https://hub:8443/m.gguf")
+    request.add_unredirected_header("Authorization", "Bearer hf_secret")
+    sent = http_get.Redirects().redirect_request(
+        request, io.BytesIO(), 302, "Found", Message(), target
+    )
+    assert sent is not None
+    assert sent.full_url == target
+    assert sent.has_header("Authorization") is kept
+
+
+def test_a_token_does_not_come_with_a_better_scheme() -> None:
+    """Who answers at the encrypted port need not be who answered at the other."""
+    request = Request("http://hub/m.gguf")
+    request.add_unredirected_header("Authorization", "Bearer hf_secret")
+    sent = http_get.Redirects().redirect_request(
+        request, io.BytesIO(), 302, "Found", Message(), "https://hub/m.gguf"
+    )
+    assert sent is not None
+    assert not sent.has_header("Authorization")
+
+
+def test_an_address_gets_no_token(hub: FakeHub, content: bytes, environ: dict[str, str]) -> None:
+    """The Hub's token is for the Hub."""
+    hub.files["m.gguf"] = content
+    pull_url(f"{hub.url}/files/m.gguf", {**environ, "HF_TOKEN": "hf_secret"})
+    assert hub.requests
+    assert not [seen for seen in hub.requests if "authorization" in seen.headers]
+
+
 def test_redirects_to_less_safety_are_refused() -> None:
     """From an encrypted connection there is no way back to one that is not, nor to a file."""
     request = Request("https://host/m.gguf")

@@ -35,11 +35,8 @@ class RepoFile:
     @property
     def is_safe(self) -> bool:
         """The path stays below the folder that it is put into, and the hash is one."""
-        parts = PurePosixPath(self.path).parts
         return (
-            bool(parts)
-            and not self.path.startswith("/")
-            and not {"..", ".", ""} & set(self.path.split("/"))
+            not {"..", ".", ""} & set(self.path.split("/"))
             and self.path.isprintable()
             and (self.sha256 is None or _SHA256.fullmatch(self.sha256) is not None)
         )
