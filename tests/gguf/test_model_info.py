@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
 
-from rocllm.errors import InvalidGGUF, UnsupportedArchitecture
+from rocllm.errors import InvalidGGUF, ModelNotFound, UnsupportedArchitecture
 from rocllm.gguf import ModelInfo, read_model_info
 from rocllm.testing.gguf_writer import Tensor, Typed, Value, write_gguf
 
@@ -164,3 +166,40 @@ def test_it_can_be_pickled(tmp_path: Path) -> None:
     """Plain data goes to other processes."""
     info = info_of(tmp_path, {"llama.attention.head_count": 4}, (Tensor("a", (4,)),))
     assert pickle.loads(pickle.dumps(info)) == info
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    """One that has is, however it was changed; and so is one that may be changing just now."""
+    path = write_gguf(tmp_path / "m.gguf", LEAST, ())
+    fresh = read_model_info(path)
+    assert read_model_info(path) is not fresh
+
+    os.utime(path, (0, 0))
+    known = read_model_info(path)
+    assert read_model_info(path) is known
+    assert read_model_info(str(path)) is known
+
+    write_gguf(path, LEAST | {"llama.context_length": 4096}, ())
+    os.utime(path, (0, 60))  # the same size as before
+    assert read_model_info(path).context_length == 4096
+
+    later = time.time() + 3600  # a clock that was set back meanwhile
+    os.utime(path, (later, later))
+    assert read_model_info(path) is not read_model_info(path)
+
+    path.unlink()
+    with pytest.raises(ModelNotFound):
+        read_model_info(path)
+
+
+def test_parts_of_a_known_model_are_looked_at(tmp_path: Path) -> None:
+    """One that is gone is missed."""
+    parts = []
+    for number in range(2):
+        split = {"split.no": Typed("uint16", number), "split.count": Typed("uint16", 2)}
+        parts.append(write_gguf(tmp_path / f"m-{number + 1:05}-of-00002.gguf", LEAST | split, ()))
+        os.utime(parts[-1], (0, 0))
+    assert read_model_info(parts[0]) is read_model_info(parts[0])
+    parts[1].unlink()
+    with pytest.raises(ModelNotFound, match="1 are missing"):
+        read_model_info(parts[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +12,12 @@ from dataclasses import dataclass, field
 from rocllm.errors import InvalidGGUF, UnsupportedArchitecture
 from rocllm.gguf._keys import Keys
 from rocllm.gguf.constants import FILE_TYPE_GUESSED, FILE_TYPES, MAX_LAYERS
-from rocllm.gguf.split import read_splits
+from rocllm.gguf.split import read_splits, split_paths
 from rocllm.gguf.types import ArrayInfo, GGUFFile, MetadataValue, TensorInfo
 
+# Seconds after a change in which another one may leave the time of change as it is: the coarsest
+# file systems count in twos.
+_SETTLED_AFTER = 2.0
 # What stands in `general.type` of files that are not models by themselves (gguf-py, GGUFType).
 _NO_MODELS = {
     "mmproj": "the image or audio part of a model (mmproj)",
@@ -99,12 +104,41 @@ class ModelInfo:
 def read_model_info(path: str | os.PathLike[str]) -> ModelInfo:
     """What the model of which `path` is the file, or one of the files, says about itself.
 
+    A program that asks again for a model whose files have not changed gets the same answer without
+    their being read.
+
     Raises what `read_splits` and `model_info` raise.
 
     >>> read_model_info("qwen3-4b-q4_k_m.gguf").context_length  # doctest: +SKIP
     40960
     """
+    state = _settled_state(path)
+    if state is None:
+        return model_info(*read_splits(path))
+    return _read_settled(os.fspath(path), state)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_settled(path: str, _state: tuple[tuple[int, ...], ...]) -> ModelInfo:
     return model_info(*read_splits(path))
+
+
+def _settled_state(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], ...] | None:
+    """What changes when a file of the model does; `None`: one may be changing just now.
+
+    A file that changes twice within a tick of the file system's clock looks the same afterwards.
+    """
+    state = []
+    latest = time.time() - _SETTLED_AFTER
+    for part in split_paths(path):
+        try:
+            status = os.stat(part)
+        except (OSError, ValueError):  # reading it says why
+            return None
+        if status.st_mtime > latest:
+            return None
+        state.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(state)
 
 
 def model_info(gguf: GGUFFile, *more_parts: GGUFFile) -> ModelInfo:
