@@ -262,8 +262,9 @@ def main() -> int:
     threads = threading.active_count() - threads_before
     print(f"blows                  {sum(blows.values())}: {dict(blows)}")
     print(f"seconds                {time.monotonic() - began:.0f}")
-    print(f"calls made             {tally.calls}, of which whole {tally.whole}, "
-          f"resumed {tally.resumed}")  # fmt: skip
+    left_early = tally.calls - tally.whole - tally.typed.total()
+    print(f"calls made             {tally.calls}, of which whole {tally.whole} "
+          f"({tally.resumed} of them resumed), left or cancelled {left_early}")  # fmt: skip
     print(f"tokens                 {tally.tokens}")
     print(f"typed errors           {dict(tally.typed)}")
     print(f"longest wait           {tally.longest:.1f} s (deadline {DEADLINE:.0f} s)")
