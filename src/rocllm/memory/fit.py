@@ -34,7 +34,7 @@ MOST_HOST_HEADROOM = 4 * 2**30
 CPU_CONTEXT_SHARE = 8
 # Slots that nobody asked for, where all layers are on a GPU: there several callers share each pass
 # through the weights (the program that rocllm continues, on an RX 7800 XT: 239 tok/s over four
-# slots, 103 over one). On the CPU four get no more than one: docs/batch.md.
+# slots, 103 over one). On the CPU a 4-bit file gains little from them: docs/batch.md.
 SLOTS = (4, 2)
 # They take no context away, and what all of them hold is at most this part of what is free.
 SLOTS_SHARE = 8
