@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.engine import load, tiny
 
 import rocllm
 from rocllm import env
 from rocllm.errors import ContextOverflow, OptionsError
 from rocllm.results import ClassifyResult
+from rocllm.testing.gguf_writer import Tensor, Value
 
 # Set aside before a test has a home of its own.
 _NATIVE = env.cache_dir(os.environ) / "native" / "bin" / "llama-server"
@@ -38,9 +40,12 @@ def model(request: pytest.FixtureRequest, demo_model: Path) -> Iterator[rocllm.T
 
 
 def vocabulary_logprobs(
-    model: rocllm.TextModel, prompt: str, then: tuple[int, ...] = ()
+    model: rocllm.TextModel, prompt: str, then: tuple[int, ...] = (), drawn: int | None = None
 ) -> dict[int, float]:
-    """The server's raw log probability of every token, by another client than ours."""
+    """The server's raw log probability of every token, by another client than ours.
+
+    drawn: the token to draw, where the likeliest is held back; it changes none of them.
+    """
     endpoint = model.info.endpoint
     assert endpoint is not None
     assert endpoint.socket_path is not None
@@ -49,6 +54,7 @@ def vocabulary_logprobs(
         "n_predict": 1,
         "temperature": 0,
         "n_probs": model.info.model.vocab_size,
+        "logit_bias": [] if drawn is None else [[drawn, 1000]],
         "cache_prompt": False,
         "response_fields": ["completion_probabilities"],
     }
@@ -128,6 +134,25 @@ def test_tokens_that_are_part_of_a_character(model: rocllm.TextModel) -> None:
     assert likely.token is not None
     assert likely.token.id == tokens[0]
     assert len(likely.top) == 3
+
+
+def test_parts_of_characters_where_a_text_gets_a_space_before_it(tmp_path: Path) -> None:
+    """Then what is drawn instead is two tokens, and takes the place of no candidate."""
+
+    def with_space(metadata: dict[str, Value], _tensors: list[Tensor]) -> None:
+        words = metadata["tokenizer.ggml.tokens"]
+        assert isinstance(words, list)
+        words[-1] = "\u2581"
+
+    with load(tiny(tmp_path / "tiny.gguf", with_space)) as loaded:
+        assert len(loaded.tokenize("\n")) == 2
+        labels = ["😀", "国", "ä"]
+        raw = vocabulary_logprobs(loaded, "a", drawn=3 + ord("a"))
+        ways = [math.exp(raw[3 + label.encode()[0]]) for label in labels]
+        (result,) = loaded.classify(["a"], labels=labels)
+    assert result.error is None
+    right = [way / math.fsum(ways) for way in ways]
+    assert list(result.probabilities.values()) == pytest.approx(right, abs=1e-4)
 
 
 def test_next_token_and_every_token_agree_with_the_vocabulary(model: rocllm.TextModel) -> None:

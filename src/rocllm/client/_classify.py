@@ -19,6 +19,8 @@ _LIFT = 100
 # A text that stands in for a token that the server would hold back, and how far above the others:
 # so far that it is the one that is drawn, and not so far that theirs are 0 as floats of 32 bits.
 _STAND_IN, _ABOVE = "\n", 30
+# Tokens that it may be: some tokenizers put a space before a text, or have bytes only.
+_STAND_IN_TOKENS = 4
 
 
 def next_token(
@@ -49,11 +51,13 @@ def next_token(
     bias: list[tuple[int | str, int]] = [(_STAND_IN, _LIFT + _ABOVE)] if stand_in else []
     if among:
         candidates = checked_ids(among)
+        # What gets in beside the candidates counts for nothing.
+        room = len(candidates) + (_STAND_IN_TOKENS if stand_in else 0)
         body |= {
             "temperature": 1,
             "samplers": ("top_k",),
-            "top_k": len(candidates) + stand_in,
-            "n_probs": len(candidates) + stand_in,
+            "top_k": room,
+            "n_probs": room,
             "post_sampling_probs": True,
         }
         bias += [(token, _LIFT) for token in candidates]
