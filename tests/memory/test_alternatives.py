@@ -191,6 +191,15 @@ def test_another_gpu_of_this_machine(real: Real) -> None:
     assert not any("--device" in way for way in found)
 
 
+def test_the_largest_of_other_gpus_with_something_else(real: Real) -> None:
+    """Where none of them is enough by itself."""
+    small = replace(CARD, label="small", gfx_target="gfx1030", free=4 * GIB, device="2")
+    large = replace(CARD, label="large", gfx_target="gfx1200", free=20 * GIB, device="1")
+    memory = Memory((replace(CARD, free=8 * GIB),), HOST, (small, large))
+    found = ways(real("Llama-3.1-8B"), memory, LoadOptions(ctx_size=131072, n_gpu_layers=-1))
+    assert any(way.startswith("--device 1 --cache-type-k q8_0 ") for way in found), found
+
+
 def test_what_was_measured_is_not_taken_for_another_file(real: Real) -> None:
     """The weights of an earlier load are those of the file that is there."""
     info, asked = real("Qwen3-8B"), LoadOptions(n_gpu_layers=-1, ctx_size=512)

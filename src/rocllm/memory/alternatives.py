@@ -260,15 +260,17 @@ def _other_devices(request: Request) -> _Dial:
     others.sort(key=lambda gpu: (gpu.shared, -(gpu.free or 0)))
     sets: list[tuple[GpuMemory, ...]] = [(gpu,) for gpu in others if gpu.free is not None]
     chosen = request.memory.gpus
+    most = sets[:1]
     if len(chosen) <= 1:
         kind = chosen[0].gfx_target if chosen else None
         alike = tuple(one for one in others if one.gfx_target == kind and not one.shared)
         if chosen and kind is not None and alike and chosen[0].device is not None:
-            sets.append((*chosen, *alike))
+            most = [(*chosen, *alike)]
+            sets += most
     levels = [_use(gpus) for gpus in sets]
     # Not each takes less than the one before, so each that fits is a way of its own.
     fitting = [change for change in levels if _fits(change(_Way(request, {})))]
-    return _Dial("device", fitting[:1] or levels[-1:], (0,))
+    return _Dial("device", fitting[:1] or [_use(gpus) for gpus in most], (0,))
 
 
 def _use(gpus: Sequence[GpuMemory]) -> _Change:
