@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,28 @@ def test_a_fork_of_the_program_cannot_stop_it(shell: Shell, started: Started, li
         os._exit(child.stop())
     assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
     assert lives(child.pid)
+
+
+def test_a_fork_of_the_program_does_not_wait_for_the_end(shell: Shell, started: Started) -> None:
+    """The child's thread is not there, so it would hear of it after the whole deadline only."""
+    child = started(shell("exec sleep 1000"))
+    assert child.pid is not None
+    reader, writer = os.pipe()
+    fork = os.fork()
+    if not fork:
+        os.read(reader, 1)
+        began = time.monotonic()
+        child.wait_if_ending()
+        os._exit(time.monotonic() - began > 5)
+    with child._reaping:  # it has ended, and stays there
+        child_end = os.pidfd_open(child.pid)
+        os.kill(child.pid, signal.SIGKILL)
+        select.select([child_end], [], [], DEADLINE)
+        os.write(writer, b"x")
+        status = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+    for descriptor in (reader, writer, child_end):
+        os.close(descriptor)
+    assert status == 0
 
 
 def test_the_starting_thread_may_end(

@@ -159,6 +159,8 @@ class ServerProcess:
         self._signal(signal.SIGKILL)
 
     def _is_ending(self) -> bool:
+        if os.getpid() != self._owner:
+            return False  # a forked copy of this object would never learn of the end
         with self._reaping, contextlib.suppress(OSError):
             if self.pid is None or self._exited.is_set():
                 return False
