@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from rocllm.server._spawn import Leash
 from rocllm.server.environment import scrub_environment
 
+# Seconds for the kernel to take away a killed program.
+REAP_TIMEOUT = 10.0
+
 
 def ask(
     argv: tuple[str, ...], environ: Mapping[str, str], timeout: float
@@ -19,11 +22,11 @@ def ask(
 
     environ: the user's environment.
 
-    Raises `OSError` when it cannot be run, `subprocess.TimeoutExpired`; no process is left then.
+    Raises `OSError` when it cannot be run, `subprocess.TimeoutExpired`; no process is left then
+    that the kernel can end.
     """
-    with (
-        Leash() as leash,
-        subprocess.Popen(
+    with Leash() as leash:
+        process = subprocess.Popen(
             argv,
             env=scrub_environment(environ, os.devnull),
             stdin=subprocess.DEVNULL,
@@ -33,15 +36,21 @@ def ask(
             text=True,
             errors="replace",
             process_group=0,
-        ) as process,
-    ):
+        )
         try:
             leash.tie(process.pid)
             stdout, stderr = process.communicate(timeout=timeout)
         except BaseException:
             # The group, because a wrapper script would leave the real program behind. Nobody may
             # be left of it when Ctrl-C comes at the very end.
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            # One in a driver call that hangs cannot be killed, and is not waited for.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(REAP_TIMEOUT)
             raise
+        finally:
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
     return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
