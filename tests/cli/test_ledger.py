@@ -207,6 +207,29 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     assert run() == 2
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_run_takes_nothing_from_another(tmp_path: Path, done: int) -> None:
+    """Neither what the first is made of, when it has no row yet, nor its rows."""
+    run = Run(tmp_path, "lines", b"one\n\xff\ntwo\n")
+    run(stop_after=done)
+    files = [run.out, run.bad, tmp_path / "out.job.json"]
+    other = {**JOB, "template": "{other}"}
+    rows = Rows(io.BytesIO(run.data), run.kind, "utf-8")
+    with Ledger(
+        Records(rows, ("a", "b"), ""), io.BytesIO(), run.out, run.bad, JOB, overwrite=False
+    ) as first:
+        left = first.resume(iter(rows))
+        before = [path.read_bytes() if path.exists() else None for path in files]
+        for overwrite in (False, True):
+            with pytest.raises(OptionsError, match="out is being written by another run"):
+                run(other, overwrite=overwrite)
+        assert [path.read_bytes() if path.exists() else None for path in files] == before
+        for row in left:
+            first.reject(row, row.error) if row.error else first.write(row, result(row))
+    assert run.out.read_bytes().count(b"\n") == 2
+    assert run() == 0
+
+
 def test_names_that_clash(tmp_path: Path) -> None:
     """A field of the input is not written over."""
     rows = Rows(io.BytesIO(b'{"label": 1}\n{"margin": 1}\n{"x": 1}\n'), "jsonl", "utf-8")

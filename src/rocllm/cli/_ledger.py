@@ -141,12 +141,18 @@ class Ledger:
                     why="it is read again by a run that goes on",
                     remedy="without --output the rows go to standard output",
                 )
-            if overwrite:
-                path.unlink(missing_ok=True)
-        self._check(job)
-        if output is not None:
-            self._out = self._open.enter_context(_writable(output))
-            self._lock(output)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._open.close)
+            if output is not None:
+                # First of all: another run that has it loses neither its rows nor its job.
+                self._out = self._open.enter_context(_writable(output))
+                self._lock(output)
+                if overwrite:
+                    self._out.truncate(0)
+            if overwrite and rejects is not None:
+                rejects.unlink(missing_ok=True)
+            self._check(job)
+            undo.pop_all()
 
     @property
     def done(self) -> int:
@@ -266,7 +272,6 @@ class Ledger:
         try:
             fcntl.flock(self._out.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            self._open.close()
             raise OptionsError(
                 f"{output} is being written by another run",
                 why="two runs would each write every row",
