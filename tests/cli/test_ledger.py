@@ -257,8 +257,12 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole.files[0]) - 30, limits[1]))
     try:
-        with pytest.raises(OptionsError, match="cannot be written: File too large"):
+        with pytest.raises(OptionsError, match="cannot be written: File too large") as caught:
             run()
+        assert caught.value.remedy == "make room; the same command goes on where this one ended"
+        with pytest.raises(OptionsError) as caught:
+            run(overwrite=True)
+        assert "; the same command without --overwrite goes on where" in str(caught.value.remedy)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not run.out.read_bytes().endswith(b"\n")

@@ -125,6 +125,7 @@ class Ledger:
         self._records = records
         self._output_path = output
         self._rejects_path = rejects
+        self._overwrite = overwrite
         self._open = contextlib.ExitStack()
         self._stdout = stdout
         self._out: BinaryIO = stdout
@@ -158,6 +159,13 @@ class Ledger:
     def done(self) -> int:
         """Rows that are written, good and bad."""
         return self.written + self.rejected
+
+    @property
+    def again(self) -> str | None:
+        """What goes on where this run ends, in words."""
+        if self._output_path is None:
+            return None
+        return "the same command" + (" without --overwrite" if self._overwrite else "") + " goes on"
 
     def resume(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Pass over the rows that are done, and open the files for the others."""
@@ -228,7 +236,7 @@ class Ledger:
         except OSError as exc:
             raise OptionsError(
                 f"the rows cannot be written: {exc.strerror}",
-                remedy="make room; the same command goes on where this one ended",
+                remedy="make room" + (f"; {self.again} where this one ended" if self.again else ""),
             ) from exc
         if time.monotonic() - self._synced >= _SYNC_INTERVAL:
             self._sync()

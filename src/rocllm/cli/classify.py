@@ -165,8 +165,8 @@ def classify(
                 try:
                     classify_rows(loaded, rest, texts, task, ledger, bar)
                 except (KeyboardInterrupt, RocllmError):
-                    if output is not None and not quiet:
-                        note(f"{ledger.done:,} rows are done; the same command goes on after them")
+                    if ledger.again and not quiet:
+                        note(f"{ledger.done:,} rows are done; {ledger.again} after them")
                     raise
     if not ledger.written:
         raise OptionsError(
