@@ -155,6 +155,26 @@ def test_parts_of_characters_where_a_text_gets_a_space_before_it(tmp_path: Path)
     assert list(result.probabilities.values()) == pytest.approx(right, abs=1e-4)
 
 
+def test_a_candidate_that_would_be_drawn_instead(tmp_path: Path) -> None:
+    """Another text is: whichever candidate the server draws first, all get an answer."""
+
+    def with_spaces(metadata: dict[str, Value], _tensors: list[Tensor]) -> None:
+        words = metadata["tokenizer.ggml.tokens"]
+        assert isinstance(words, list)
+        words[-2:] = ["\u2581a", "\u2581"]
+
+    with load(tiny(tmp_path / "tiny.gguf", with_spaces)) as loaded:
+        space = loaded.info.model.vocab_size - 1
+        assert loaded.tokenize("\n") == [space, 3 + 10]
+        raw = vocabulary_logprobs(loaded, "b", drawn=3 + 256)
+        results = list(loaded.classify(["b"] * 16, labels=[" 😀", "国"]))
+    ways = [math.exp(raw[token]) for token in (space, 3 + 0xE5)]
+    right = [way / math.fsum(ways) for way in ways]
+    for result in results:
+        assert result.error is None
+        assert list(result.probabilities.values()) == pytest.approx(right, abs=1e-4)
+
+
 def test_next_token_and_every_token_agree_with_the_vocabulary(model: rocllm.TextModel) -> None:
     """The likeliest, the first ten, and all of them."""
     prompt = "The capital of France is"

@@ -16,9 +16,10 @@ from rocllm.results import NextToken, Token, Usage
 # the logits of models lie within some 60 of each other. More would cost digits, a logit being a
 # float of 32 bits: at 100 it keeps 7.6e-6.
 _LIFT = 100
-# A text that stands in for a token that the server would hold back, and how far above the others:
-# so far that it is the one that is drawn, and not so far that theirs are 0 as floats of 32 bits.
-_STAND_IN, _ABOVE = "\n", 30
+# Texts that stand in for a token that the server would hold back, the next where one is a candidate
+# itself, and how far above the others: so far that it is the one that is drawn, and not so far that
+# theirs are 0 as floats of 32 bits.
+STAND_INS, _ABOVE = ("\n", "a"), 30
 # Tokens that it may be: some tokenizers put a space before a text, or have bytes only.
 _STAND_IN_TOKENS = 4
 
@@ -29,7 +30,7 @@ def next_token(
     among: Sequence[int],
     top_k: int,
     *,
-    stand_in: bool = False,
+    stand_in: str | None = None,
 ) -> Call[NextToken]:
     """The tokens that may follow `prompt` and the tokens `then`, with their log probabilities.
 
@@ -40,7 +41,8 @@ def next_token(
 
     When the token that is drawn is a part of a character, the server waits for the rest and tells
     no probabilities; the answer has no token then (`process_token` in server-context.cpp, b11434).
-    stand_in: have a whole character drawn in its place, for an answer in any case.
+    stand_in: have this drawn in its place. Where it is one of the candidates, the answer has no
+    token either, but for the last of `STAND_INS`, with which it is an error.
     """
     body: dict[str, Any] = {
         "prompt": _prompt(prompt, then),
@@ -48,7 +50,7 @@ def next_token(
         "cache_prompt": True,
         "response_fields": ("completion_probabilities", "tokens_evaluated", "timings/cache_n"),
     }
-    bias: list[tuple[int | str, int]] = [(_STAND_IN, _LIFT + _ABOVE)] if stand_in else []
+    bias: list[tuple[int | str, int]] = [(stand_in, _LIFT + _ABOVE)] if stand_in else []
     if among:
         candidates = checked_ids(among)
         # What gets in beside the candidates counts for nothing.
@@ -83,14 +85,15 @@ def _prompt(prompt: str | Sequence[int], then: Sequence[int]) -> object:
     return [checked, *then] if isinstance(checked, str) else [*checked, *then]
 
 
-def _decode(answer: Any, among: frozenset[int], *, stand_in: bool) -> NextToken:
+def _decode(answer: Any, among: frozenset[int], *, stand_in: str | None) -> NextToken:
     usage = Usage(int(answer["tokens_evaluated"]), 1, int(answer["timings/cache_n"]))
-    if not stand_in and not answer.get("completion_probabilities"):
+    drawn = answer.get("completion_probabilities")
+    if not drawn or (stand_in and drawn[0]["id"] in among):
+        if stand_in == STAND_INS[-1]:
+            raise ValueError("what is drawn is a part of a character, or a candidate")
         return NextToken((), usage)
-    (told,) = answer["completion_probabilities"]
+    (told,) = drawn
     if among:
-        if stand_in and told["id"] in among:
-            raise ValueError("the stand-in is a candidate itself")
         # A candidate that is not in the list has a probability that a float of 32 bits does not.
         found = [entry for entry in told["top_probs"] if entry["id"] in among and entry["prob"] > 0]
         total = math.fsum(entry["prob"] for entry in found)

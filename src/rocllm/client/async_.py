@@ -122,8 +122,11 @@ class AsyncClient(ClientBase):
     ) -> NextToken:
         """The tokens that may follow a prompt; see `Client.next_token`."""
         told = await self._ask(_classify.next_token(prompt, then, among, top_k))
-        if not told.top:
-            told = await self._ask(_classify.next_token(prompt, then, among, top_k, stand_in=True))
+        for text in _classify.STAND_INS:
+            if told.top:
+                break
+            call = _classify.next_token(prompt, then, among, top_k, stand_in=text)
+            told = await self._ask(call)
         return told
 
     async def share_prefix(self, prompt: str | Sequence[int]) -> int:

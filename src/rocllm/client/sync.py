@@ -143,8 +143,11 @@ class Client(ClientBase):
         the likeliest; the server sorts the vocabulary for them, and sends 100 bytes for each.
         """
         told = self._ask(_classify.next_token(prompt, then, among, top_k))
-        if not told.top:
-            told = self._ask(_classify.next_token(prompt, then, among, top_k, stand_in=True))
+        for text in _classify.STAND_INS:
+            if told.top:
+                break
+            call = _classify.next_token(prompt, then, among, top_k, stand_in=text)
+            told = self._ask(call)
         return told
 
     def share_prefix(self, prompt: str | Sequence[int]) -> int:
