@@ -27,8 +27,9 @@ Options = TypeVar("Options", bound="LoadOptions | SamplingOptions")
 class RestartPolicy:
     """When a server that crashed is started again.
 
-    max_restarts: so many times in a row; 0: never. backoff: seconds before the first restart; it
-    doubles each time, up to backoff_max. stable_time: seconds of service after which a row ends.
+    max_restarts: so many times in a row; 0: never, nor in another way. backoff: seconds before the
+    first restart; it doubles each time, up to backoff_max. stable_time: seconds of service after
+    which a row ends.
 
     Causes that a restart cannot mend, such as a broken file or too little memory, are not retried.
 

@@ -254,12 +254,14 @@ def test_after_too_many_restarts_something_else_is_tried(
 
 
 def test_no_restart_at_all(supervise: Any, launcher: FakeLauncher) -> None:
-    """`max_restarts=0`."""
-    supervisor = supervise(RestartPolicy(max_restarts=0))
-    supervisor.ensure_ready().end()
-    with pytest.raises(ServerCrashed):
-        supervisor.ensure_ready()
-    assert launcher.starts == 1
+    """`max_restarts=0` is never, nor in another way, whatever the cause."""
+    for cause in (CRASH, OOM):
+        supervisor = supervise(RestartPolicy(max_restarts=0))
+        launcher.starts, launcher.adapts = 0, 1
+        supervisor.ensure_ready().end(cause)
+        with pytest.raises(type(cause)):
+            supervisor.ensure_ready()
+        assert launcher.starts == 1
 
 
 def test_a_row_ends_with_stable_time(supervise: Any, launcher: FakeLauncher) -> None:

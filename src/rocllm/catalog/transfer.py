@@ -77,9 +77,10 @@ def fetch_file(remote: Remote, final: Path, report: Progress) -> None:
                 try:
                     _Transfer(remote, partial, file, report).run()
                     partial.replace(final)
-                    origin_path(partial).unlink(missing_ok=True)
-                finally:
+                except BaseException:
                     _remove_if_empty(partial)
+                    raise
+                origin_path(partial).unlink(missing_ok=True)
 
 
 def _remove_if_empty(partial: Path) -> None:

@@ -137,7 +137,8 @@ def _settled_state(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], ...] 
             return None
         if status.st_mtime > latest:
             return None
-        state.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        state.append((status.st_dev, status.st_ino, status.st_size, *times))
     return tuple(state)
 
 

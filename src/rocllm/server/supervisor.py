@@ -318,16 +318,18 @@ class Supervisor(Generic[C]):
             if not isinstance(error, RocllmError):
                 self._enter("failed", error)
                 return
-            if self._launcher.adapt(error):
+            never = self._served and not self._policy.max_restarts
+            if not never and self._launcher.adapt(error):
                 self._not_before = self._clock()
             elif not (self._served and error.retryable):
                 self._enter("failed", error)
                 return
             elif self._restarts >= self._policy.max_restarts:
                 # That it may pass by itself has been tried.
-                self._error = _given_up(error, self._restarts)
-                if not self._launcher.adapt(self._error):
-                    self._enter("failed", self._error)
+                given_up = _given_up(error, self._restarts)
+                if never or not self._launcher.adapt(given_up):
+                    self._error = given_up
+                    self._enter("failed", given_up)
                     return
                 self._restarts = 0
                 self._not_before = self._clock()
