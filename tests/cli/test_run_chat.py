@@ -124,6 +124,12 @@ def test_run_as_json(demo_model: Path) -> None:
     assert answer["devices"] == []
 
 
+def test_one_token_has_no_rate(demo_model: Path) -> None:
+    """A single token took no time by the server's clock, and is told without tokens a second."""
+    done = rocllm("run", "demo", "Hello", "-n", "1")
+    assert "1 token; first token after" in done.stderr
+
+
 def test_run_takes_sampling_and_a_schema(demo_model: Path) -> None:
     """Options reach the server; a schema is obeyed."""
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
