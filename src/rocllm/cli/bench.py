@@ -62,7 +62,7 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL...", help="Models, or a report to show again.", show_default=False
+            metavar="MODEL", help="Models, or a report to show again.", show_default=False
         ),
     ] = None,
     engines: Annotated[

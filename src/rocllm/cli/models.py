@@ -36,7 +36,7 @@ _STORES: dict[Source, str] = {
 def models(
     folders: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FOLDER]...", help="Further folders.", show_default=False),
+        typer.Argument(metavar="FOLDER", help="Further folders.", show_default=False),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

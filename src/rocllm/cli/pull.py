@@ -51,7 +51,10 @@ _STAGES: dict[catalog.Stage, str] = {
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="demo, hf:user/repo[:QUANT], or https://….")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="demo, hf:user/repo[:QUANT], or https://…."),
+    ],
     sha256: Annotated[
         str | None,
         typer.Option(help="Checksum of the file at an address.", show_default=False),

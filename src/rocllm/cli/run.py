@@ -42,7 +42,8 @@ def run(
     ctx: typer.Context,
     model: arguments.Model,
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; - or nothing: standard input.")
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The prompt; - or nothing: standard input."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The whole result as JSON.")] = False,
