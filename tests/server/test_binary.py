@@ -100,10 +100,11 @@ def test_a_path_without_a_file(tmp_path: Path, environ: dict[str, str], name: st
     """A path that cannot be there is told as such, and nothing else is run instead."""
     (tmp_path / "file").touch()
     named = name if name.startswith("~") else str(tmp_path / name)
-    with pytest.raises(BinaryNotFound, match="there is no llama-server at"):
+    with pytest.raises(BinaryNotFound, match="there is no llama-server at") as raised:
         find_server(named, environ)
+    assert env.LLAMA_SERVER_PATH not in str(raised.value)
     environ[env.LLAMA_SERVER_PATH] = named
-    with pytest.raises(BinaryNotFound, match=env.LLAMA_SERVER_PATH):
+    with pytest.raises(BinaryNotFound, match=f"unset {env.LLAMA_SERVER_PATH}"):
         find_server(None, environ)
 
 

@@ -151,7 +151,8 @@ def _native(name: str, found_by: str, environ: Mapping[str, str]) -> ServerBinar
     if not os.path.exists(path):
         raise BinaryNotFound(
             f"there is no llama-server at {str(path)!r} ({found_by})",
-            remedy=f"correct the path, or unset {env.LLAMA_SERVER_PATH}",
+            remedy="correct the path"
+            + (f", or unset {found_by}" if found_by == env.LLAMA_SERVER_PATH else ""),
         )
     if path.is_dir():
         inside = path / "llama-server"
@@ -208,7 +209,7 @@ def _probe(
             raise BinaryNotFound(
                 f"{str(path)!r} is not a llama-server ({found_by})",
                 why="its --help does not know the flag --model",
-                remedy=f"set {env.LLAMA_SERVER_PATH} to llama.cpp's llama-server",
+                remedy="give the path of llama.cpp's llama-server",
             )
         _keep(kept, known)
     version, flags = known
