@@ -30,11 +30,11 @@ def _schema(text: str) -> dict[str, Any]:
     try:
         schema = json.loads(text)
     except ValueError as exc:
-        raise OptionsError(
-            f"--json-schema is not JSON: {exc}", remedy="""for example: '{"type": "object"}'"""
+        raise typer.BadParameter(
+            f"""it is not JSON: {exc}; for example: '{{"type": "object"}}'"""
         ) from exc
     if not isinstance(schema, dict):
-        raise OptionsError(f"--json-schema must be a JSON object, got {text!r}")
+        raise typer.BadParameter(f"it must be a JSON object, got {text!r}")
     return schema
 
 
