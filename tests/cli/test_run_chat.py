@@ -163,6 +163,21 @@ def test_bad_input_is_answered(
     assert done.stdout == ""
 
 
+def test_a_full_disk_is_no_fault_of_rocllm() -> None:
+    """Output that finds no space is told in words, and not as something to report."""
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rocllm", "devices"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
 def test_debug_shows_the_traceback() -> None:
     """With --debug the traceback is there, and the code is the same."""
     done = rocllm("--debug", "run", "nowhere.gguf", "x")

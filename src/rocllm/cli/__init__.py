@@ -10,6 +10,7 @@ A command is imported when it is used, so that `rocllm --help` is quick.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -125,6 +126,9 @@ def _errors_in_words(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort, SystemExit):
         raise
     except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+            typer.echo(f"error: the output cannot be written: {exc.strerror}", err=True)
+            _leave(1)
         if type(exc).__module__.startswith(("typer", "click")):
             raise  # wrong usage: typer says it in its own words
         _report(exc, debug)
