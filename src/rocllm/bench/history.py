@@ -49,7 +49,14 @@ def keep_report(report: Report, environ: Mapping[str, str]) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it. Raises `OSError`."""
+    """Write a file so that nobody ever sees half of it. Raises `OSError`.
+
+    A device or a pipe is written to and never replaced; a link stays, and its file is written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
