@@ -25,7 +25,11 @@ class Interrupted(KeyboardInterrupt):
 
 def main() -> None:
     """Run the command line; `with` blocks end, and the server is stopped, however it is ended."""
-    # First of all, because importing takes a moment, too. What is ignored, as nohup and scripts
+    # A closed one would be the next file that is opened, which then would be written into.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for the program's life
+    # Before anything is imported, which takes a moment, too. What is ignored, as nohup and scripts
     # with `&` have it, stays so.
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -80,8 +80,11 @@ class Timings:
 
     @property
     def predicted_per_second(self) -> float | None:
-        """Tokens generated a second (`tg` of llama-bench); `None` when none were."""
-        if not self.predicted_n or not self.predicted_seconds:
+        """Tokens generated a second (`tg` of llama-bench); `None` when fewer than two were.
+
+        llama-server's time begins with the first token, so one alone has no rate.
+        """
+        if self.predicted_n < 2 or not self.predicted_seconds:
             return None
         return self.predicted_n / self.predicted_seconds
 

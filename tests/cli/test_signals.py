@@ -94,3 +94,17 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(ignoring + text)
     done = python_m(tmp_path, "program")
     assert (done.returncode, done.stdout, done.stderr) == (0, "it went on\n", "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(tmp_path: Path, closed: str) -> None:
+    """The program goes on without them, and writes into no file in their place."""
+    command = f'"$1" -m rocllm --debug models "$2" {closed}'
+    done = subprocess.run(
+        ("/bin/sh", "-c", command, "sh", sys.executable, str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

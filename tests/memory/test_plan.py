@@ -174,7 +174,7 @@ def test_what_is_fixed_stays_fixed(real: Real) -> None:
 
     assert (plan.ctx_size, plan.parallel, plan.n_gpu_layers) == (5000, 2, 10)
     assert (plan.settings.cache_type_k, plan.settings.cache_type_v) == ("q8_0", "q5_1")
-    assert plan.because == ("2 slots, each with a context of 5000 tokens: asked for",)
+    assert plan.because == ("2 slots, each with a context of 5120 tokens: 5000, rounded up",)
 
 
 def test_a_fixed_context_moves_layers(real: Real) -> None:

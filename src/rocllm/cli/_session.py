@@ -62,8 +62,7 @@ def timings_line(usage: Usage | None, timings: Timings | None) -> str:
         return "stopped"
     count = usage.completion_tokens
     parts = ["1 token" if count == 1 else f"{count} tokens"]
-    # llama-server's time begins with the first token, so one alone has no rate.
-    if timings.predicted_n > 1 and timings.predicted_per_second is not None:
+    if timings.predicted_per_second is not None:
         parts[0] += f", {timings.predicted_per_second:.1f} tok/s"
     if timings.time_to_first_token is not None:
         parts.append(f"first token after {format_seconds(timings.time_to_first_token)}")

@@ -115,11 +115,13 @@ def _listed(parts: tuple[Part, ...], gpu: int | None) -> str:
 
 def _context(request: Request, attempt: Attempt, known: bool) -> str:
     settings = attempt.settings
-    text = f"context of {settings.ctx_size} tokens"
+    # llama.cpp has whole blocks only.
+    text = f"context of {settings.cells} tokens"
     if settings.parallel > 1:
         text = f"{settings.parallel} slots, each with a {text}"
     if request.options.ctx_size is not None:
-        return f"{text}: asked for"
+        rounded = settings.cells != settings.ctx_size
+        return f"{text}: " + (f"{settings.ctx_size}, rounded up" if rounded else "asked for")
     if settings.ctx_size == request.longest:
         return f"{text}: the model's own"
     if not known:
