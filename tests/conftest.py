@@ -18,9 +18,15 @@ _USERS_ENVIRON = dict(os.environ)
 _MARK = f"ROCLLM_TEST_SESSION={os.getpid()}"
 _SECONDS_TO_END = 10.0
 
-# A shell has what it runs with `&` in a script ignore Ctrl-C, and so all programs of the tests.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell has what it runs with `&` in a script ignore Ctrl-C, and nohup the end of the terminal; so
+# would all programs of the tests.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 
 @pytest.fixture(scope="session", autouse=True)
