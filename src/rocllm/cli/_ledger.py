@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -131,8 +132,7 @@ class Ledger:
         self._out: BinaryIO = stdout
         self._bad: BinaryIO | None = None
         self._synced = time.monotonic()
-        self.written = 0
-        self.rejected = 0
+        self._good, self._rejects = _Count(), _Count()
         self.last_error: str | None = None
         self._paths = [path for path in (output, rejects) if path is not None]
         for path in self._paths:
@@ -154,6 +154,16 @@ class Ledger:
                 rejects.unlink(missing_ok=True)
             self._check(job)
             undo.pop_all()
+
+    @property
+    def written(self) -> int:
+        """Good rows that are written."""
+        return self._good.value
+
+    @property
+    def rejected(self) -> int:
+        """Bad rows that are."""
+        return self._rejects.value
 
     @property
     def done(self) -> int:
@@ -181,12 +191,12 @@ class Ledger:
             self._pass_head(done)
             for row in rows:
                 if bad.record is not None and _line_of(bad.record) == row.line:
-                    self.rejected += 1
+                    self._rejects.add()
                     bad.advance()
                 elif done.record is None:
                     break
                 elif self._records.is_of(row, done.record):
-                    self.written += 1
+                    self._good.add()
                     done.advance()
                 else:
                     raise self._other_input(f"its row {self.written + 1} is not line {row.line}")
@@ -199,19 +209,22 @@ class Ledger:
 
     def write(self, row: Row, result: ClassifyResult) -> None:
         """A row that was classified."""
-        self._append(self._out, self._records.encode(row, result))
-        self.written += 1
+        record = self._records.encode(row, result)
+        self._good.add(self._out, len(record))
+        self._append(self._out, record)
 
     def reject(self, row: Row, error: str) -> None:
         """A row that could not be."""
-        self.rejected += 1
         self.last_error = f"{row.line}: {error}"
         if self._rejects_path is None:
+            self._rejects.add()
             return
         if self._bad is None:
             self._bad = self._open.enter_context(_writable(self._rejects_path))
-        record = {"line": row.line, "error": error, "row": row.source}
-        self._append(self._bad, json.dumps(record).encode() + b"\n")
+        values = {"line": row.line, "error": error, "row": row.source}
+        record = json.dumps(values).encode() + b"\n"
+        self._rejects.add(self._bad, len(record))
+        self._append(self._bad, record)
 
     def __enter__(self) -> Self:
         return self
@@ -223,6 +236,8 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         self._sync()
+        for count in (self._good, self._rejects):
+            count.settle()
         self._open.close()
 
     def _append(self, file: BinaryIO, record: bytes) -> None:
@@ -309,6 +324,39 @@ class Ledger:
             self._out.truncate(out_end)
         if not out_end:
             self._append(self._out, self._records.head())
+
+
+class _Count:
+    """How many rows are in a file, also when Ctrl-C comes between one and its count.
+
+    The row that is added counts once the file is so long that it is in it. One for a pipe, which
+    has no length, counts at once.
+    """
+
+    def __init__(self) -> None:
+        # Rows before the last one, its file, and how long that is with it: in one piece, because
+        # the signal may come between two.
+        self._last: tuple[int, BinaryIO | None, int] = (-1, None, 0)
+
+    @property
+    def value(self) -> int:
+        before, file, end = self._last
+        return before + (_length(file) >= end)
+
+    def add(self, file: BinaryIO | None = None, n_bytes: int = 0) -> None:
+        """A row is there already; or one of so many bytes is about to be written to `file`."""
+        if file is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            self._last = (self.value, file, _length(file) + n_bytes)
+        else:
+            self._last = (self.value, None, 0)
+
+    def settle(self) -> None:
+        """Nothing is added any more, and the file may be closed."""
+        self._last = (self.value - 1, None, 0)
+
+
+def _length(file: BinaryIO | None) -> int:
+    return 0 if file is None else os.fstat(file.fileno()).st_size
 
 
 class _Reader:
