@@ -163,11 +163,13 @@ def test_bad_input_is_answered(
     assert done.stdout == ""
 
 
-def test_a_full_disk_is_no_fault_of_rocllm() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_no_fault_of_rocllm(unbuffered: str) -> None:
     """Output that finds no space is told in words, and not as something to report."""
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(
             [sys.executable, "-m", "rocllm", "devices"],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -119,20 +119,25 @@ def _errors_in_words(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:
-        # The reader has gone, as `head` does. Nothing more can be said there, and Python would
-        # complain about it while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone, as `head` does.
+        _give_up_output()
         _leave(0)
     except (typer.Exit, typer.Abort, SystemExit):
         raise
     except Exception as exc:
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
             typer.echo(f"error: the output cannot be written: {exc.strerror}", err=True)
+            _give_up_output()
             _leave(1)
         if type(exc).__module__.startswith(("typer", "click")):
             raise  # wrong usage: typer says it in its own words
         _report(exc, debug)
         _leave(1)
+
+
+def _give_up_output() -> None:
+    """Nothing more can be said there, and Python would complain about it while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(exc: Exception, debug: bool) -> None:
